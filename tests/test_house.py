@@ -1,0 +1,127 @@
+"What the notebooks cannot see about themselves: the library in step with them, importable alone, installable elsewhere"
+import ast
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import packages_distributions
+
+import pytest
+from conftest import ROOT, copy_sources, run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+STUDIES = [p for p in NOTEBOOKS if p.parent.name == 'studies']
+MODULES = sorted(p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__') for p in (ROOT/'gdpt').rglob('*.py'))
+HEAVY = {'torch_fidelity', 'sklearn', 'pandas', 'matplotlib', 'pyarrow', 'diffusers'}  # imported inside the functions that use them
+
+name_of = lambda path: path.relative_to(ROOT/'nbs').as_posix()
+cells_of = lambda path: [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+source_of = lambda cell: ''.join(cell['source'])
+
+
+def python_files(folder): return {p.relative_to(folder).as_posix():p.read_text() for p in sorted(folder.rglob('*.py'))}
+
+
+def test_export_is_in_step(tmp_path):
+    copy_sources(tmp_path, skip=['gdpt'])
+    run('nbdev_export', cwd=tmp_path, path=tmp_path)
+    exported, ours = python_files(tmp_path/'gdpt'), python_files(ROOT/'gdpt')
+    assert sorted(exported) == sorted(ours), 'a module without a notebook, or a notebook not exported: run `make export`'
+    assert [f for f in ours if ours[f] != exported[f]] == [], 'these differ from their notebooks: run `make export`'
+
+
+def test_notebooks_are_clean(tmp_path):
+    copy_sources(tmp_path)
+    run('nbdev_clean', cwd=tmp_path)
+    assert [name_of(p) for p in NOTEBOOKS if p.read_bytes() != (tmp_path/'nbs'/name_of(p)).read_bytes()] == [], 'run `make export`'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name_of)
+def test_notebook_source(path):
+    for cell in cells_of(path):
+        assert not cell['outputs'] and cell['execution_count'] is None, 'outputs are not committed: run `make export`'
+        assert not re.search(r'^\s*from\s+gdpt\S*\s+import\s+\*', source_of(cell), re.M), 'name what is imported from gdpt'
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=name_of)
+def test_study_source(path):
+    tagged = [source_of(c) for c in cells_of(path) if 'parameters' in c['metadata'].get('tags', [])]
+    assert len(tagged) == 1, 'papermill needs exactly one cell tagged `parameters`'
+    for statement in ast.parse(tagged[0]).body:
+        assert isinstance(statement, ast.Assign), f'parameters are assignments, not: {ast.unparse(statement)}'
+        ast.literal_eval(statement.value)  # raises unless a literal: papermill does not recompute what is derived in this cell
+    for cell in cells_of(path): assert not re.search(r'^#\|\s*(default_exp|export)', source_of(cell), re.M), 'studies export nothing'
+
+
+def test_linter(): run('ruff', 'check', '--no-cache', 'gdpt', 'tests', cwd=ROOT)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_import_in_fresh_process(module, tmp_path):
+    loaded = run(sys.executable, '-c', f'import sys, {module}; print(*sys.modules)', cwd=tmp_path).split()
+    assert HEAVY & set(loaded) == set()
+
+
+def test_help_is_quick(tmp_path):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert 'pretrain' in run(sys.executable, '-m', 'gdpt', '--help', cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 3
+    loaded = run(sys.executable, '-X', 'importtime', '-m', 'gdpt', '--help', cwd=tmp_path)
+    assert not re.search(r'\|\s+torch$', loaded, re.M), '--help imports torch'
+
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    source = copy_sources(tmp_path_factory.mktemp('source'))
+    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', cwd=source)
+    return next((source/'dist').glob('*.whl'))
+
+
+def test_wheel_holds_every_module(wheel):
+    with zipfile.ZipFile(wheel) as z: packed = {n for n in z.namelist() if n.endswith('.py')}
+    assert packed == {f'gdpt/{f}' for f in python_files(ROOT/'gdpt')}
+
+
+def test_wheel_declares_what_it_imports(wheel):
+    imported = set()
+    for source in python_files(ROOT/'gdpt').values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import): imported |= {a.name.split('.')[0] for a in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split('.')[0])
+    imported -= sys.stdlib_module_names | {'gdpt'}
+    with zipfile.ZipFile(wheel) as z: metadata = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))))
+    declared = {canonicalize_name(Requirement(r).name) for r in metadata.get_all('Requires-Dist') if 'extra == "dev"' not in r}
+    owners = packages_distributions()
+    undeclared = {m for m in imported if not declared & {canonicalize_name(d) for d in owners.get(m, [m])}}
+    assert undeclared == set(), 'imported by gdpt/ but not among the dependencies in pyproject.toml'
+
+
+def test_wheel_installs_and_runs_elsewhere(wheel, tmp_path):
+    run(sys.executable, '-m', 'venv', '--without-pip', 'env', cwd=tmp_path)
+    python = tmp_path/'env'/'bin'/'python'
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=tmp_path)
+    site = next((tmp_path/'env').glob('lib/python*/site-packages'))
+    # the dependencies are lent by this environment; an editable gdpt in it stays unseen, for nested .pth files are not read
+    (site/'lent.pth').write_text('\n'.join(p for p in sys.path if p.endswith('site-packages')))
+    where = run(python, '-c', 'import gdpt.objectives.gan as m; print(m.__file__)', cwd=tmp_path, path='')
+    assert where.startswith(str(site))
+    assert 'pretrain' in run(python, '-m', 'gdpt', '--help', cwd=tmp_path, path='')
+    assert 'pretrain' in run(tmp_path/'env'/'bin'/'gdpt', '--help', cwd=tmp_path, path='')
+
+
+def test_nothing_of_one_machine_is_committed():
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a git checkout')
+    texts = {f:(ROOT/f).read_bytes() for f in listed.stdout.split('\0') if f and (ROOT/f).is_file()}
+    assert 'settings.ini' in texts
+    local = re.compile(rb'/(work|root)/|index[-]url|[:]//\S*(/simple\b|pypi|pythonhosted|artifactory|nexus)')
+    assert {f:m[0] for f,t in texts.items() if (m := local.search(t))} == {}
+    assert '://' not in texts['requirements.txt'].decode()
