@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TIERS', 'NetConfig', 'PretrainConfig', 'FinetuneConfig', 'config_to_dict', 'config_from_dict', 'config_id',
-           'JudgeConfig', 'Tier', 'make_arms', 'shrink', 'get_tier']
+           'JudgeConfig', 'Tier', 'make_tier', 'shrink', 'get_tier']
 
 # %% ../nbs/00_tiers.ipynb #c003
 import hashlib, json, os
@@ -31,6 +31,7 @@ class NetConfig:
 @dataclass(frozen=True)
 class PretrainConfig:
     "EDM pre-training (Karras et al. 2022, Table 1)"
+    tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
     data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
     seed:int=0                     # of the initial weights and of every random number in training
@@ -54,13 +55,14 @@ class PretrainConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     "D2O and D2O-F: one denoiser call at `sigma_max`, trained by a GAN loss alone"
+    tier:str='tiny'                # as in pre-training
     net:NetConfig=NetConfig()
     data:str='digits'              # as in pre-training
     seed:int=0                     # of the discriminator, of random initial weights and of every random number in training
     images:int=50_000              # training length: real images shown
     init:Literal['pretrained','random']='pretrained' # starting weights of the generator
     freeze:int=0                   # roles frozen in the generator: 0 (D2O), 1 (D2O-F), 2, 3
-    denoiser:str=''                # checksum of the pre-trained weights that are used; filled in by the run
+    weights_checksum:str=''        # of the pre-trained weights that are used; filled in by the run
     sigma_data:float=0.            # as in pre-training
     sigma_max:float=80.            # noise level of the one call
     discriminator:Literal['scratch','encoder']='scratch' # a small convolutional network, or heads on the frozen pre-trained encoder
@@ -123,6 +125,7 @@ class JudgeConfig:
     epochs:int=40                  # passes over the training part
     batch_size:int=64
     lr:float=2e-3                  # AdamW, one-cycle
+    noise:float=.4                 # noise on the training images, standard deviation up to this, image units
     test_fraction:float=.2         # held out to measure its accuracy
     threads:int=1                  # as in pre-training
 
@@ -131,57 +134,79 @@ class JudgeConfig:
 class Tier:
     "One budget: presets for every kind of run, and how they are judged"
     name:str
-    pretrain:PretrainConfig
-    arms:dict[str,FinetuneConfig]  # presets of fine-tuning, by arm
-    judges:tuple[JudgeConfig,...]  # the first gives `fd`, KID, precision and recall, the second `fd_alt`
-    seeds:tuple[int,...]=(0,1,2)   # fine-tuning seeds
-    eval_samples:int=5_000         # samples per evaluation
-    floor_repeats:int=8            # halvings and bootstraps behind a floor
-    claims:str=''                  # what numbers of this tier may be used for
+    denoisers:dict[str,PretrainConfig]     # pre-trainings, by name
+    samplers:dict[str,tuple[str,int]]      # arm -> denoiser's name, noise levels of the sampler
+    arms:dict[str,FinetuneConfig]          # arm -> fine-tuning
+    judges:tuple[JudgeConfig,...]          # the first gives `fd`, KID, precision and recall, the second `fd_alt`
+    seeds:tuple[int,...]=(0,1,2)           # fine-tuning seeds; of latents, where nothing is fine-tuned
+    eval_samples:int=5_000                 # samples per evaluation
+    floor_repeats:int=8                    # halvings and bootstraps behind a floor
+    results:str='RESULTS.md'               # where the tables of this tier are written, from the project's root
+    claims:str=''                          # what numbers of this tier may be used for
+
+    @property
+    def pretrain(self)->PretrainConfig:
+        "The pre-training of the headline"
+        return next(iter(self.denoisers.values()))
 
     def arm(self, init:str, freeze:int)->FinetuneConfig:
         "The preset for these starting weights and this freeze level (levels 2 and 3 share level 1's learning rate)"
-        row = next(a for a in self.arms.values() if (a.init, a.freeze) == (init, min(freeze, 1)))
-        return replace(row, freeze=freeze)
+        return replace(next(a for a in self.arms.values() if (a.init, a.freeze) == (init, min(freeze, 1))), freeze=freeze)
 
-# %% ../nbs/00_tiers.ipynb #c019
-def make_arms(
-    base:FinetuneConfig,     # what all arms share
-    lr_frozen:float,         # generator's learning rate when most of it is frozen
-    lr_random:float,         # both players' learning rate from random weights
-)->dict:                     # arm -> `FinetuneConfig`
-    "The arms of the study `d2o`: the method, its frozen form, and the two controls from random weights"
-    return {'d2o':          base,
-            'd2o_f':        replace(base, freeze=1, lr=lr_frozen),
-            'from_random':  replace(base, init='random', lr=lr_random, lr_disc=lr_random),
-            'random_frozen':replace(base, init='random', freeze=1, lr=lr_frozen)}
+    def denoiser_for(self, config:FinetuneConfig)->str:
+        "The denoiser that a fine-tuning starts from: the one that knows the same classes"
+        return next(k for k,d in self.denoisers.items() if d.net.label_dim == config.net.label_dim)
 
 # %% ../nbs/00_tiers.ipynb #c020
-_marks = (5_000, 10_000, 25_000, 50_000)
-_tiny = Tier('tiny', PretrainConfig(), make_arms(FinetuneConfig(snapshots=_marks), lr_frozen=1e-3, lr_random=5e-4),
-    judges=(JudgeConfig(), JudgeConfig('residual', 'residual', width=24, features=96, seed=200)),
+def make_tier(
+    name:str,
+    pretrain:PretrainConfig,    # unconditional pre-training
+    finetune:FinetuneConfig,    # D2O
+    classes:int,                # of the class-conditional runs
+    lr_frozen:float,            # generator's learning rate when most of it is frozen
+    lr_random:float,            # both players' learning rate from random weights
+    **rest,                     # the other fields of `Tier`
+)->Tier:
+    "The tables of a tier"
+    pretrain,finetune = replace(pretrain, tier=name),replace(finetune, tier=name)
+    cond = lambda c: replace(c, net=replace(c.net, label_dim=classes))
+    frozen = replace(finetune, freeze=1, lr=lr_frozen)
+    arms = {'d2o':          finetune,
+            'd2o_f':        frozen,
+            'from_random':  replace(finetune, init='random', lr=lr_random, lr_disc=lr_random),
+            'random_frozen':replace(frozen, init='random'),
+            'd2o_encoder':  replace(finetune, discriminator='encoder'),
+            'd2o_cond':     cond(finetune),
+            'd2o_f_cond':   cond(frozen)}
+    steps = pretrain.sample_steps
+    return Tier(name, denoisers={'denoiser':pretrain, 'denoiser_cond':cond(pretrain)}, arms=arms,
+        samplers={'teacher':('denoiser',steps), 'untuned':('denoiser',1), 'teacher_cond':('denoiser_cond',steps)}, **rest)
+
+# %% ../nbs/00_tiers.ipynb #c021
+_tiny = make_tier('tiny', PretrainConfig(), FinetuneConfig(snapshots=(5_000, 10_000, 25_000, 50_000)), classes=10, lr_frozen=1e-3, lr_random=5e-4,
+    judges=(JudgeConfig(), JudgeConfig('residual', 'residual', width=24, features=96, noise=0., seed=200)),
     claims="scikit-learn's digits at 8x8: claims are decided at this scale only")
 
-# %% ../nbs/00_tiers.ipynb #c022
-_net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=2, attn_resolutions=(16,), channel_mult_emb=4, dropout=.1)
-_cifar = dict(net=_net32, data='data/cifar10.parquet', ema_halflife_kimg=500.)
-_small = Tier('small', PretrainConfig(**_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
-    make_arms(FinetuneConfig(**{**_cifar, 'net':replace(_net32, dropout=0.)}, images=2_000_000, batch_size=256, shard_size=64, disc_channels=128,
-                             snapshots=(200_000, 500_000, 1_000_000, 2_000_000)), lr_frozen=1e-3, lr_random=5e-4),
-    judges=(JudgeConfig(width=64, features=128, data=_cifar['data']), JudgeConfig('residual', 'residual', width=48, features=192, data=_cifar['data'], seed=200)),
-    eval_samples=50_000, claims='CIFAR-10 at 32x32 on one GPU')
-
-# %% ../nbs/00_tiers.ipynb #c024
-def shrink(tier:Tier)->Tier:
-    "The same tier with a network, budgets and samples too small to mean anything: does every line run?"
-    def small(c):
-        short = dict(images=128, batch_size=32, shard_size=16, snapshots=tuple(64 for _ in c.snapshots[:1]))
-        return replace(c, **short, net=replace(c.net, model_channels=16))
-    return replace(tier, name='smoke' if tier.name == 'tiny' else f'{tier.name}-smoke', eval_samples=256, floor_repeats=2, seeds=tier.seeds[:2],
-        pretrain=replace(small(tier.pretrain), warmup_images=64, sample_steps=3), arms={k:small(v) for k,v in tier.arms.items()},
-        judges=tuple(replace(j, epochs=1, width=8) for j in tier.judges), claims='none: a smoke run')
+# %% ../nbs/00_tiers.ipynb #c023
+_net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=2, attn_resolutions=(16,), channel_mult_emb=4)
+_cifar = dict(data='data/cifar10.parquet', ema_halflife_kimg=500.)
+_small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
+    FinetuneConfig(net=_net32, **_cifar, images=2_000_000, batch_size=256, disc_channels=128, snapshots=(200_000, 500_000, 1_000_000, 2_000_000)),
+    classes=10, lr_frozen=1e-3, lr_random=5e-4, eval_samples=50_000, results='data/small/RESULTS.md', claims='CIFAR-10 at 32x32 on one GPU',
+    judges=(JudgeConfig(width=64, features=128, data=_cifar['data']), JudgeConfig('residual', 'residual', width=48, features=192, seed=200, data=_cifar['data'])))
 
 # %% ../nbs/00_tiers.ipynb #c025
+def shrink(tier:Tier)->Tier:
+    "The same tier with a network, budgets and samples too small to mean anything: does every line run?"
+    name = 'smoke' if tier.name == 'tiny' else f'{tier.name}-smoke'
+    short = dict(tier=name, images=128, batch_size=32, shard_size=16)
+    small = lambda c,**more: replace(c, **short, **more, net=replace(c.net, model_channels=16))
+    return replace(tier, name=name, eval_samples=256, floor_repeats=2, seeds=tier.seeds[:2], results=f'data/{name}/RESULTS.md', claims='none: a smoke run',
+        denoisers={k:small(d, warmup_images=64, sample_steps=3) for k,d in tier.denoisers.items()},
+        samplers={k:(d,min(n, 3)) for k,(d,n) in tier.samplers.items()},
+        arms={k:small(a, snapshots=(64,)) for k,a in tier.arms.items()}, judges=tuple(replace(j, epochs=1, width=8) for j in tier.judges))
+
+# %% ../nbs/00_tiers.ipynb #c026
 TIERS = {'smoke':shrink(_tiny), 'tiny':_tiny, 'small':_small}
 
 def get_tier(
