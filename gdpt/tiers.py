@@ -193,7 +193,7 @@ _cifar = dict(data='data/cifar10.parquet', ema_halflife_kimg=500.)
 _small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
     FinetuneConfig(net=_net32, **_cifar, images=2_000_000, batch_size=256, disc_channels=128, snapshots=(200_000, 500_000, 1_000_000, 2_000_000)),
     classes=10, lr_frozen=1e-3, lr_random=5e-4, eval_samples=50_000, results='data/small/RESULTS.md', claims='CIFAR-10 at 32x32 on one GPU',
-    judges=(JudgeConfig(width=64, features=128, data=_cifar['data']), JudgeConfig('residual', 'residual', width=48, features=192, seed=200, data=_cifar['data'])))
+    judges=(JudgeConfig(width=64, features=128, data=_cifar['data']), JudgeConfig('residual', 'residual', width=48, features=192, noise=0., seed=200, data=_cifar['data'])))
 
 # %% ../nbs/00_tiers.ipynb #c025
 def shrink(tier:Tier)->Tier:
