@@ -51,12 +51,12 @@ lint: $(DONE)
 	$(BIN)/ruff check gdpt tests
 
 test: lint ## lint, run the library notebooks and tests/: what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 test-all: lint ## the same with the slow cells and tests
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing --flags slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing --flags slow
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 export: $(DONE) ## notebooks to library: strip outputs, clean, write gdpt/
 	@grep -ls '^ *"output_type":' nbs/*.ipynb nbs/*/*.ipynb | xargs -r $(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace

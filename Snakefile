@@ -1,0 +1,43 @@
+# The graph of studies: what runs, after what, and what is out of date. `make reproduce` calls it.
+# Outputs are sentinels under data/runs. Tables and figures are tracked files, whose time stamps mean nothing in a fresh clone, so they are no outputs.
+import json, sys
+from pathlib import Path
+from gdpt.studies import jobs
+from gdpt.tiers import get_tier
+
+try:
+    TIER = get_tier(config.get("tier", "tiny"))
+    JOBS = jobs(TIER, config.get("study") or "headline")
+except ValueError as e: sys.exit(f"make reproduce: {e}")
+
+RUNS = f"data/runs/{TIER.name}"
+CODE = sorted(str(p) for p in Path("gdpt").rglob("*.py"))
+PYTHON = sys.executable
+# One thread per job, numpy's included. The allocator keeps what it has instead of returning it to the system at every step: 2 to 10 % faster.
+ENV = "GDPT_PROGRESS=plain OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000"
+sentinel = lambda name: f"{RUNS}/done/{name}"
+
+rule all:
+    input: sentinel("results")
+
+for job in JOBS:
+    rule:
+        name: job.name.replace(".", "_")
+        input: f"nbs/studies/{job.study}.ipynb", CODE, [sentinel(n) for n in job.needs]
+        output: touch(sentinel(job.name))
+        log: f"{RUNS}/logs/{job.name}.log"
+        priority: job.priority
+        params:
+            executed=f"{RUNS}/notebooks/{job.name}.ipynb",
+            tier=config.get("tier", "tiny"),
+            values=json.dumps(dict(job.params)),
+        message: f"{job.name}: started, its progress is in {RUNS}/logs/{job.name}.log"
+        shell:
+            "mkdir -p {RUNS}/notebooks && {ENV} {PYTHON} -m papermill {input[0]} {params.executed} "
+            "-p tier {params.tier} -y '{params.values}' --log-output --no-progress-bar > {log} 2>&1 || {{ tail -n 2 {log} >&2; exit 1; }}"
+
+rule results:
+    input: [sentinel(j.name) for j in JOBS], CODE
+    output: touch(sentinel("results"))
+    message: "collecting rows, writing the tables"
+    shell: "{PYTHON} -m gdpt results --tier " + config.get("tier", "tiny")
