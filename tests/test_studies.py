@@ -48,6 +48,9 @@ def test_smoke(tree, name):
 
 def test_smoke_results(tree):
     "Runs after every study: the rows and pictures have their own folder, and the rows are complete"
+    from gdpt.__main__ import main
+    assert main(['results', '--tier', 'smoke']) == 0
+    assert '| d2o |' in (tree/'data'/'smoke'/'RESULTS.md').read_text()
     with open(tree/'data'/'smoke'/'results.csv', newline='') as f: rows = list(csv.DictReader(f))
     assert list(rows[0]) == COLUMNS
     d2o = [r for r in rows if r['study'] == 'd2o']

@@ -1,0 +1,126 @@
+"Whole runs, from outside: what freezing moves, what an evaluation depends on, what bad input is told"
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from gdpt.__main__ import main
+from gdpt.checkpoints import find_snapshot, load_denoiser, load_tensors
+from gdpt.data import load_images
+from gdpt.denoiser import GaussianDenoiser
+from gdpt.judges import load_judge
+from gdpt.metrics import measure
+from gdpt.runs import finetune, new_denoiser, pretrain, samples_of
+from gdpt.sampling import BLOCK, heun, latents, nfe, noise_levels
+from gdpt.tiers import get_tier
+from gdpt.unet import frozen_names
+
+SMOKE = get_tier('smoke')
+
+
+@pytest.fixture(scope='module')
+def denoiser(tmp_path_factory): return pretrain(SMOKE.pretrain, tmp_path_factory.mktemp('pre')/'run')
+
+
+@pytest.mark.parametrize('level', [0, 1, 2, 3])
+def test_freezing(tmp_path, denoiser, level):
+    "Frozen weights end bitwise where they started, every other one has moved, and samples come from weights that obey the same mask"
+    run = finetune(replace(SMOKE.arm('pretrained', level), images=320), denoiser, tmp_path/'run')
+    start, end = load_tensors(find_snapshot(denoiser))[0], load_tensors(find_snapshot(run))[0]
+    net = load_denoiser(run).net
+    learned = {k for k, _ in net.named_parameters()} - frozen_names(net, level)
+    assert {k for k in start if not start[k].equal(end[k])} == learned
+    state = load_tensors(run/'state.safetensors')[0]
+    assert all(state[f'generator/net/{k}'].equal(start[k]) for k in frozen_names(net, level))
+
+
+def test_random_start_is_the_seed_s(tmp_path):
+    "The control starts from the random weights of its own seed, frozen ones included"
+    config = replace(SMOKE.arms['random_frozen'], seed=5)
+    run = finetune(config, None, tmp_path/'run')
+    start, end = new_denoiser(replace(config, sigma_data=.75)).net.state_dict(), load_tensors(find_snapshot(run))[0]
+    assert all(start[k].equal(end[k]) for k in frozen_names(load_denoiser(run).net, 1))
+
+
+def test_sampler_against_the_exact_denoiser():
+    "Second order towards the closed form, at a standard deviation and a number of levels that the notebook does not use"
+    noise = latents(100, (1, 2, 2), seed=3).double()
+    exact = 80*noise*.752/(.752**2 + 80**2)**.5
+    error = {}
+    for n in (40, 80, 160):
+        d = GaussianDenoiser(.752)
+        error[n] = (heun(d, noise, noise_levels(n)) - exact).abs().max().item()
+        assert d.nfe == nfe(n)
+    assert 3.3 < error[40]/error[80] < 4.7 and 3.3 < error[80]/error[160] < 4.7
+
+
+def test_same_images_at_any_count(denoiser):
+    many = samples_of(denoiser, 2*BLOCK + 7)
+    for n in (1, 13, BLOCK, BLOCK + 1): assert samples_of(denoiser, n).equal(many[:n])
+
+
+def test_same_numbers_at_any_batch_size(denoiser, tmp_path):
+    "The judges see the same images in other batches: equal up to the rounding of float32 features"
+    data = load_images('digits')
+    judges = [load_judge(j, tmp_path) for j in SMOKE.judges]
+    samples = samples_of(denoiser, 300)
+    one = measure(samples, data, judges)
+    for batch_size in (7, 64, 300):
+        other = measure(samples, data, judges, batch_size=batch_size)
+        assert other.keys() == one.keys()
+        for m in one: assert other[m] == pytest.approx(one[m], rel=1e-5, abs=1e-7), (m, batch_size)
+
+
+def test_resumed_evaluation_is_the_same(denoiser, tmp_path):
+    judges = [load_judge(j, tmp_path) for j in SMOKE.judges]
+    data = load_images('digits')
+    assert measure(samples_of(denoiser, 64), data, judges) == measure(samples_of(denoiser, 64), data, judges)
+
+
+def one_line(capsys, *argv):
+    "What the command line says when it refuses"
+    assert main([*map(str, argv)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1 and err.startswith('gdpt: '), err
+    return err
+
+
+def test_refusals(capsys, tmp_path, denoiser):
+    assert "unknown tier 'tniy': expected one of" in one_line(capsys, 'pretrain', '--tier', 'tniy', '--out', tmp_path/'x')
+    assert 'seed 0 there, 1 here' in one_line(capsys, 'pretrain', '--tier', 'smoke', '--seed', '1', '--out', denoiser)
+    assert 'not empty and holds no run' in one_line(capsys, 'pretrain', '--tier', 'smoke', '--out', denoiser/'snapshots')
+    assert 'has no config.json' in one_line(capsys, 'sample', tmp_path, '--out', tmp_path/'x.png')
+    assert 'is no finished run' in one_line(capsys, 'finetune', '--tier', 'smoke', '--denoiser', tmp_path/'none', '--out', tmp_path/'x')
+    assert 'there are 128' in one_line(capsys, 'sample', denoiser, '--images', '99', '--out', tmp_path/'x.png')
+    assert not (tmp_path/'x.png').exists()
+
+
+def test_truncated_snapshot(capsys, tmp_path, denoiser):
+    run = finetune(SMOKE.arms['d2o'], denoiser, tmp_path/'run')
+    snapshot = find_snapshot(run)
+    snapshot.write_bytes(snapshot.read_bytes()[:-100])
+    assert f'{snapshot} is damaged' in one_line(capsys, 'sample', run, '--out', tmp_path/'x.png')
+
+
+def test_images_of_mixed_size(capsys, tmp_path):
+    for i, size in enumerate([(8, 8), (8, 8), (9, 8)]): Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path/f'{i}.png')
+    err = one_line(capsys, 'pretrain', '--tier', 'smoke', '--data', tmp_path, '--out', tmp_path/'run')
+    assert '2.png' in err
+    assert not (tmp_path/'run').exists()
+
+
+def test_other_images_through_the_same_door(tmp_path):
+    "A run on somebody's own .npz: the same path, with sigma_data measured"
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path/'mine.npz', images=rng.integers(0, 256, (64, 1, 8, 8), dtype=np.uint8))
+    assert main(['pretrain', '--tier', 'smoke', '--data', str(tmp_path/'mine.npz'), '--out', str(tmp_path/'run')]) == 0
+    assert load_denoiser(tmp_path/'run').sigma_data == pytest.approx(1/3**.5, abs=.02)     # uniform on [-1,1]
+
+
+def test_denoisers_of_both_kinds_open_alike(tmp_path, denoiser):
+    x = torch.randn(3, 1, 8, 8)
+    run = finetune(SMOKE.arms['d2o'], denoiser, tmp_path/'run')
+    for folder in (denoiser, run):
+        d = load_denoiser(folder)
+        assert d(x, 80.).shape == x.shape and not any(p.requires_grad for p in d.parameters())
