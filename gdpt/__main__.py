@@ -159,6 +159,7 @@ def main(
 )->int:               # exit status
     "Entry point of `gdpt` and `python -m gdpt`"
     try: parse(sys.argv[1:] if argv is None else argv).run()
+    except BrokenPipeError: return 141                       # the reader of a pipe has gone: nothing to say, and nobody to say it to
     except (ValueError, ArithmeticError, OSError) as e:
         print(f'gdpt: {e}', file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ __all__ = ['replacing', 'write_text', 'save_tensors', 'load_tensors', 'claim_fol
 import hashlib, json, os
 from contextlib import contextmanager
 from pathlib import Path
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .denoiser import Denoiser

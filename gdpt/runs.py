@@ -20,7 +20,7 @@ from .judges import load_judge
 from .metrics import floors, measure
 from .objectives.denoising import Denoising
 from .objectives.gan import GAN
-from .sampling import draw_images, nfe
+from .sampling import draw_images
 from .tiers import FinetuneConfig, PretrainConfig, Tier, config_id
 from .training import done, train
 from .unet import make_net

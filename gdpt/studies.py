@@ -7,7 +7,7 @@ __all__ = ['EXTRA', 'ONE_SEED', 'assigned', 'refuse_undeclared', 'Study', 'begin
            'jobs']
 
 # %% ../nbs/13_studies.ipynb #c002
-import ast, json, os, resource, time
+import ast, resource, time
 from dataclasses import dataclass
 from pathlib import Path
 from .data import project_root

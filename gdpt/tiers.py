@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'TIERS', 'NetConfig', 'PretrainConfig', 'FinetuneConfig', 'c
 
 # %% ../nbs/00_tiers.ipynb #c003
 import hashlib, json, os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 # %% ../nbs/00_tiers.ipynb #c005
@@ -55,15 +55,15 @@ class PretrainConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     "D2O and D2O-F: one denoiser call at `sigma_max`, trained by a GAN loss alone"
-    tier:str='tiny'                # as in pre-training
+    tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
-    data:str='digits'              # as in pre-training
+    data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
     seed:int=0                     # of the discriminator, of random initial weights and of every random number in training
     images:int=50_000              # training length: real images shown
     init:Literal['pretrained','random']='pretrained' # starting weights of the generator
     freeze:int=0                   # roles frozen in the generator: 0 (D2O), 1 (D2O-F), 2, 3
     weights_checksum:str=''        # of the pre-trained weights that are used; filled in by the run
-    sigma_data:float=0.            # as in pre-training
+    sigma_data:float=0.            # standard deviation of the images in [-1,1]; 0: measured on `data`
     sigma_max:float=80.            # noise level of the one call
     discriminator:Literal['scratch','encoder']='scratch' # a small convolutional network, or heads on the frozen pre-trained encoder
     disc_channels:int=64           # width of the discriminator or of its heads
@@ -72,15 +72,15 @@ class FinetuneConfig:
     r1_gamma:float=.1              # weight of the R1 penalty
     r1_every:int=16                # steps between two (lazy) penalties
     batch_size:int=64              # real images per step
-    shard_size:int=64              # as in pre-training
+    shard_size:int=64              # images per forward pass; a batch is a sum over its shards
     lr:float=2e-4                  # Adam's learning rate, generator
     lr_disc:float=2e-4             # Adam's learning rate, discriminator
     betas:tuple[float,float]=(0.,.99) # Adam's, both players
-    ema_halflife_kimg:float=500.   # as in pre-training, for the generator; the released half-life never binds, the ramp does
-    ema_rampup:float=.05
-    snapshots:tuple[int,...]=()    # as in pre-training
-    sample_steps:int=1             # one noise level: one call, NFE 1
-    threads:int=1                  # as in pre-training
+    ema_halflife_kimg:float=500.   # half-life of the generator's weight average, thousands of images; as released, it never binds: the ramp does
+    ema_rampup:float=.05           # ... and at most this fraction of the images seen so far
+    snapshots:tuple[int,...]=()    # image counts at which the averaged weights are kept, beside the last
+    sample_steps:int=1             # noise levels of the sampler that draws from it: one, so NFE 1
+    threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
 
 # %% ../nbs/00_tiers.ipynb #c011
 KINDS = {'pretrain':PretrainConfig, 'finetune':FinetuneConfig}
@@ -127,7 +127,7 @@ class JudgeConfig:
     lr:float=2e-3                  # AdamW, one-cycle
     noise:float=.4                 # noise on the training images, standard deviation up to this, image units
     test_fraction:float=.2         # held out to measure its accuracy
-    threads:int=1                  # as in pre-training
+    threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
 
 # %% ../nbs/00_tiers.ipynb #c018
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 import gdpt
-from .checkpoints import claim_folder, file_checksum, load_tensors, read_config, replacing, save_tensors, snapshot_path, write_text
+from .checkpoints import claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
 from .data import Images, batch_indices, keyed_generator, to_float
 from .unet import frozen_fraction
 
