@@ -66,7 +66,7 @@ class FinetuneConfig:
     sigma_data:float=0.            # standard deviation of the images in [-1,1]; 0: measured on `data`
     sigma_max:float=80.            # noise level of the one call
     discriminator:Literal['scratch','encoder']='scratch' # a small convolutional network, or heads on the frozen pre-trained encoder
-    disc_channels:int=64           # width of the discriminator or of its heads
+    disc_channels:int=48           # width of the discriminator or of its heads
     disc_sigma:float=.2            # noise level told to the frozen encoder (`encoder` only)
     gan_loss:Literal['non_saturating','hinge']='non_saturating'
     r1_gamma:float=.1              # weight of the R1 penalty
