@@ -42,7 +42,7 @@ define git-hooks
 endef
 
 reproduce: $(DONE) ## train, measure, draw and write RESULTS.md; TIER=tiny STUDY=headline CORES=all
-	@$(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason --config tier=$(TIER) study=$(STUDY)
+	@$(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --keep-going --quiet host reason --config tier=$(TIER) study=$(STUDY)
 
 lab: $(DONE) ## JupyterLab, opened at the tour
 	JUPYTER_CONFIG_PATH="$(CURDIR)/$(VENV)/.jupyter" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

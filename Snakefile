@@ -1,7 +1,8 @@
 # The graph of studies: what runs, after what, and what is out of date. `make reproduce` calls it.
 # Outputs are sentinels under data/runs. Tables and figures are tracked files, whose time stamps mean nothing in a fresh clone, so they are no outputs.
-import json, sys
+import json, os, sys
 from pathlib import Path
+from gdpt.data import project_root
 from gdpt.studies import jobs
 from gdpt.tiers import get_tier
 
@@ -10,12 +11,14 @@ try:
     JOBS = jobs(TIER, config.get("study") or "headline")
 except ValueError as e: sys.exit(f"make reproduce: {e}")
 
-RUNS = f"data/runs/{TIER.name}"
+RUNS = os.path.relpath(project_root()/"data"/"runs"/TIER.name)
 CODE = sorted(str(p) for p in Path("gdpt").rglob("*.py"))
 PYTHON = sys.executable
 # One thread per job, numpy's included. The allocator keeps what it has instead of returning it to the system at every step: 2 to 10 % faster.
 ENV = "GDPT_PROGRESS=plain OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000"
 sentinel = lambda name: f"{RUNS}/done/{name}"
+
+onstart: Path(RUNS, "started").touch()      # RESULTS.md says how long it took
 
 rule all:
     input: sentinel("results")

@@ -7,12 +7,12 @@ __all__ = ['Inline', 'DEFAULTS', 'COMMANDS', 'USAGE', 'Pretrain', 'Finetune', 'S
            'pretrain_default', 'finetune_default', 'parse', 'main']
 
 # %% ../nbs/14_cli.ipynb #c002
-import json, sys
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 import tyro
-from .tiers import FinetuneConfig, PretrainConfig, config_from_dict, get_tier
+from .tiers import FinetuneConfig, PretrainConfig, get_tier, read_config
 
 # %% ../nbs/14_cli.ipynb #c005
 Inline = tyro.conf.arg(name='')                # a config's fields become flags of the command itself
@@ -80,8 +80,8 @@ class Evaluate:
     num_steps:int|None=None                    # noise levels of the sampler; default: the run's own (1 for a generator)
 
     def run(self):
-        from gdpt.checkpoints import read_config
-        from gdpt.report import figures, floor_of
+        from gdpt.checkpoints import find_snapshot
+        from gdpt.report import digits3, floor_of
         from gdpt.runs import evaluate, tier_floors, tier_judges
         from gdpt.sampling import nfe
         config = read_config(self.folder)
@@ -90,8 +90,9 @@ class Evaluate:
         judges = tier_judges(tier)
         values = evaluate(self.folder, judges, tier.eval_samples, self.images, self.seed, self.num_steps)
         floors = tier_floors(tier, judges, config.data)
-        print(f'{self.folder}: {tier.eval_samples:,} samples, NFE {nfe(self.num_steps or config.sample_steps)}')
-        for m,v in values.items(): print(f'{m:10s} {figures(v):>8s}   floor {figures(floor_of(floors, m))}')
+        seen = find_snapshot(self.folder, self.images).stem
+        print(f'{self.folder}: {tier.eval_samples:,} samples, NFE {nfe(self.num_steps or config.sample_steps)}, after {int(seen):,} of {config.images:,} images')
+        for m,v in values.items(): print(f'{m:10s} {digits3(v):>8s}   floor {digits3(floor_of(floors, m))}')
 
 @dataclass(frozen=True)
 class Results:
@@ -105,8 +106,8 @@ class Results:
         print(f'{table}\n{write_results(tier)}')
         if old is None: return print('No committed numbers to compare with.')
         rows = read_rows(tier)
-        differ = differences(rows[rows.here], old)
-        print('\n'.join(['Means that differ from the committed ones:', *differ]) if differ else 'All means agree with the committed ones.')
+        compared,differ = differences(rows[rows.here], old)
+        print('\n'.join([f'{compared} means compared with the committed ones, {len(differ)} differ by more than 0.1 %{":" if differ else "."}', *differ]))
 
 # %% ../nbs/14_cli.ipynb #c009
 def flag(
@@ -126,8 +127,7 @@ def pretrain_default(argv:list)->PretrainConfig:
 
 def finetune_default(argv:list)->FinetuneConfig:
     "The preset for these starting weights and freeze level, with the network and images of the denoiser"
-    folder,theirs = flag(argv, '--denoiser'),None
-    if folder and (Path(folder)/'config.json').exists(): theirs = config_from_dict(json.loads((Path(folder)/'config.json').read_text()))
+    theirs = read_config(flag(argv, '--denoiser')) if flag(argv, '--denoiser') else None
     tier = get_tier(flag(argv, '--tier', theirs.tier if theirs else 'tiny'))
     freeze = flag(argv, '--freeze', '0')
     init = 'random' if flag(argv, '--init') == 'random' else 'pretrained'
@@ -151,7 +151,9 @@ def parse(
     name,*rest = argv
     if name not in COMMANDS: raise ValueError(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
     default = COMMANDS[name](config=DEFAULTS[name](rest), out=tyro.MISSING) if name in DEFAULTS else None
-    return tyro.cli(COMMANDS[name], prog=f'gdpt {name}', args=rest, default=default)
+    command = tyro.cli(COMMANDS[name], prog=f'gdpt {name}', args=rest, default=default)
+    if default is None: return command
+    return replace(command, config=replace(command.config, tier=default.config.tier))      # under SMOKE=1 the tier has another name
 
 # %% ../nbs/14_cli.ipynb #c014
 def main(

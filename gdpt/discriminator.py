@@ -56,6 +56,12 @@ class EncoderDiscriminator(nn.Module):
         self.logits = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in maps)
         self.classes = nn.ModuleList(nn.Embedding(net.label_dim, width) for _ in maps) if net.label_dim else None
 
+    def train(self, mode:bool=True):
+        "The heads follow `mode`; the encoder stays in evaluation mode, without dropout"
+        super().train(mode)
+        self.denoiser.eval()
+        return self
+
     def features(self, images, class_labels=None):
         "Encoder outputs, one per resolution, finest first"
         d = self.denoiser

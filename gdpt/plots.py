@@ -179,9 +179,9 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {'png':{'Software':None}, 'pdf':dict.fromkeys(('Creator','Producer','CreationDate'))}
-    drafts = {ext:folder/f'.{name}.{os.getpid()}.{ext}' for ext in metadata}
+    drafts = {ext:folder/f'.{name}.{ext}.{os.getpid()}' for ext in metadata}
     try:
-        for ext,draft in drafts.items(): fig.savefig(draft, metadata=metadata[ext])
+        for ext,draft in drafts.items(): fig.savefig(draft, format=ext, metadata=metadata[ext])
         return tuple(draft.replace(folder/f'{name}.{ext}') for ext,draft in drafts.items())
     finally:
         for draft in drafts.values(): draft.unlink(missing_ok=True)

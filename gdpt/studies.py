@@ -7,13 +7,11 @@ __all__ = ['EXTRA', 'ONE_SEED', 'assigned', 'refuse_undeclared', 'Study', 'begin
            'jobs']
 
 # %% ../nbs/13_studies.ipynb #c002
-import ast, resource, time
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from .data import project_root
-from .report import save_record
 from .tiers import Tier, get_tier
-from .training import record
 
 # %% ../nbs/13_studies.ipynb #c005
 def assigned(
@@ -38,13 +36,6 @@ class Study:
     name:str           # of the notebook
     tier:Tier
     figures:Path       # folder for its pictures
-    start:float        # seconds since the epoch
-
-    def end(self, *parts, note:str=''):
-        "Write the record of this execution; `parts` name it when one notebook runs as several jobs, `note` is shown in RESULTS.md"
-        name = '.'.join(map(str, (self.name, *parts)))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
-        save_record(self.tier, name, dict(start=self.start, end=time.time(), peak_mib=peak, note=note, **record()))
 
 def begin(
     name:str,          # of the notebook
@@ -54,7 +45,7 @@ def begin(
     "Check the parameters of a study and open it"
     refuse_undeclared(cells)
     tier = get_tier(tier)
-    return Study(name, tier, project_root()/'figures'/tier.name, time.time())
+    return Study(name, tier, project_root()/'figures'/tier.name)
 
 # %% ../nbs/13_studies.ipynb #c011
 def run_study(
@@ -87,17 +78,17 @@ class Job:
 EXTRA = ('d2o_encoder', 'teacher_cond', 'd2o_cond', 'd2o_f_cond')   # outside the headline, one seed each
 ONE_SEED = ('random_frozen', *EXTRA)
 
-def sampler_job(tier:Tier, arm:str)->Job:
-    "The denoiser as it is: one job for all seeds, since nothing is trained"
-    seeds = list(tier.seeds[:1] if arm in ONE_SEED else tier.seeds)
-    return Job(f'd2o.{arm}', 'd2o', (('arms',[arm]), ('seeds',seeds)), (f'pretrain.{tier.samplers[arm][0]}',))
+def sampler_job(tier:Tier, denoiser:str, arms:list)->Job:
+    "A denoiser as it is, in many calls and in one: one job for all seeds, since nothing is trained"
+    seeds = list(tier.seeds[:1] if set(arms) <= set(ONE_SEED) else tier.seeds)
+    return Job(f'd2o.{denoiser}', 'd2o', (('arms',arms), ('seeds',seeds)), (f'pretrain.{denoiser}',))
 
 def arm_jobs(tier:Tier, arm:str)->list:
     "A fine-tuning: one job per seed"
     config = tier.arms[arm]
     free = config.init == 'random' and config.discriminator == 'scratch'
     needs = () if free else (f'pretrain.{tier.denoiser_for(config)}',)
-    return [Job(f'd2o.{arm}.{s}', 'd2o', (('arms',[arm]), ('seeds',[s])), needs, int(free)) for s in (tier.seeds[:1] if arm in ONE_SEED else tier.seeds)]
+    return [Job(f'd2o.{arm}.{s}', 'd2o', (('arms',[arm]), ('seeds',[s])), needs, 2 if free else 1) for s in (tier.seeds[:1] if arm in ONE_SEED else tier.seeds)]
 
 def jobs(
     tier:Tier,
@@ -105,9 +96,10 @@ def jobs(
 )->list:                     # jobs, each after those that it needs
     "What has to run"
     wide = lambda arms: [a for a in arms if study == 'd2o' or a not in EXTRA]
-    runs = [sampler_job(tier, a) for a in wide(tier.samplers)] + [j for a in wide(tier.arms) for j in arm_jobs(tier, a)]
+    of = {d:[a for a in wide(tier.samplers) if tier.samplers[a][0] == d] for d in tier.denoisers}
+    runs = [sampler_job(tier, d, arms) for d,arms in of.items() if arms] + [j for a in wide(tier.arms) for j in arm_jobs(tier, a)]
     denoisers = sorted({n for j in runs for n in j.needs})
-    pre = [Job(n, 'pretrain', (('denoiser',n.split('.')[1]),), (), 2) for n in denoisers]
+    pre = [Job(n, 'pretrain', (('denoiser',n.split('.')[1]),), (), 3) for n in denoisers]
     made = tuple(j.name for j in (*pre, *runs))
     reports = [Job(r, r, (), made) for r in ('data_efficiency','gallery')]
     wanted = {'headline':[*pre, *runs, *reports], 'd2o':[*pre, *runs], 'pretrain':pre, 'data_efficiency':[*pre, *runs, reports[0]], 'gallery':[*pre, *runs, reports[1]]}

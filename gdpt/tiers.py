@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TIERS', 'NetConfig', 'PretrainConfig', 'FinetuneConfig', 'config_to_dict', 'config_from_dict', 'config_id',
-           'JudgeConfig', 'Tier', 'make_tier', 'shrink', 'get_tier']
+           'read_config', 'JudgeConfig', 'Tier', 'make_tier', 'shrink', 'get_tier']
 
 # %% ../nbs/00_tiers.ipynb #c003
 import hashlib, json, os
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 # %% ../nbs/00_tiers.ipynb #c005
@@ -34,6 +35,7 @@ class PretrainConfig:
     tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
     data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
+    data_checksum:str=''           # of those images; filled in by the run
     seed:int=0                     # of the initial weights and of every random number in training
     images:int=400_000             # training length: images shown
     batch_size:int=128             # images per step
@@ -58,10 +60,11 @@ class FinetuneConfig:
     tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
     data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
+    data_checksum:str=''           # of those images; filled in by the run
     seed:int=0                     # of the discriminator, of random initial weights and of every random number in training
     images:int=50_000              # training length: real images shown
     init:Literal['pretrained','random']='pretrained' # starting weights of the generator
-    freeze:int=0                   # roles frozen in the generator: 0 (D2O), 1 (D2O-F), 2, 3
+    freeze:Literal[0,1,2,3]=0      # roles frozen in the generator: 0 (D2O), 1 (D2O-F), 2, 3
     weights_checksum:str=''        # of the pre-trained weights that are used; filled in by the run
     sigma_data:float=0.            # standard deviation of the images in [-1,1]; 0: measured on `data`
     sigma_max:float=80.            # noise level of the one call
@@ -112,7 +115,18 @@ def config_id(
     "A name for a config: equal configs, equal names"
     return hashlib.sha256(json.dumps(config_to_dict(config), sort_keys=True).encode()).hexdigest()[:10]
 
-# %% ../nbs/00_tiers.ipynb #c016
+# %% ../nbs/00_tiers.ipynb #c015
+def read_config(
+    folder,   # a run folder
+):            # its `PretrainConfig` or `FinetuneConfig`
+    "The config of a run"
+    path = Path(folder)/'config.json'
+    if not Path(folder).is_dir(): raise FileNotFoundError(f'{folder}: no such run folder')
+    if not path.exists(): raise FileNotFoundError(f'{folder} is not a run folder: it has no config.json')
+    try: return config_from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{path} cannot be read ({type(e).__name__}: {e}): put back a whole copy') from None
+
+# %% ../nbs/00_tiers.ipynb #c018
 @dataclass(frozen=True)
 class JudgeConfig:
     "A small classifier whose features judge samples (`gdpt.judges`)"
@@ -129,7 +143,7 @@ class JudgeConfig:
     test_fraction:float=.2         # held out to measure its accuracy
     threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
 
-# %% ../nbs/00_tiers.ipynb #c018
+# %% ../nbs/00_tiers.ipynb #c020
 @dataclass(frozen=True)
 class Tier:
     "One budget: presets for every kind of run, and how they are judged"
@@ -157,7 +171,7 @@ class Tier:
         "The denoiser that a fine-tuning starts from: the one that knows the same classes"
         return next(k for k,d in self.denoisers.items() if d.net.label_dim == config.net.label_dim)
 
-# %% ../nbs/00_tiers.ipynb #c020
+# %% ../nbs/00_tiers.ipynb #c022
 def make_tier(
     name:str,
     pretrain:PretrainConfig,    # unconditional pre-training
@@ -182,12 +196,12 @@ def make_tier(
     return Tier(name, denoisers={'denoiser':pretrain, 'denoiser_cond':cond(pretrain)}, arms=arms,
         samplers={'teacher':('denoiser',steps), 'untuned':('denoiser',1), 'teacher_cond':('denoiser_cond',steps)}, **rest)
 
-# %% ../nbs/00_tiers.ipynb #c021
+# %% ../nbs/00_tiers.ipynb #c023
 _tiny = make_tier('tiny', PretrainConfig(), FinetuneConfig(snapshots=(5_000, 10_000, 25_000, 50_000)), classes=10, lr_frozen=1e-3, lr_random=5e-4,
     judges=(JudgeConfig(), JudgeConfig('residual', 'residual', width=24, features=96, noise=0., seed=200)),
     claims="scikit-learn's digits at 8x8: claims are decided at this scale only")
 
-# %% ../nbs/00_tiers.ipynb #c023
+# %% ../nbs/00_tiers.ipynb #c025
 _net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=2, attn_resolutions=(16,), channel_mult_emb=4)
 _cifar = dict(data='data/cifar10.parquet', ema_halflife_kimg=500.)
 _small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
@@ -195,7 +209,7 @@ _small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_c
     classes=10, lr_frozen=1e-3, lr_random=5e-4, eval_samples=50_000, results='data/small/RESULTS.md', claims='CIFAR-10 at 32x32 on one GPU',
     judges=(JudgeConfig(width=64, features=128, data=_cifar['data']), JudgeConfig('residual', 'residual', width=48, features=192, noise=0., seed=200, data=_cifar['data'])))
 
-# %% ../nbs/00_tiers.ipynb #c025
+# %% ../nbs/00_tiers.ipynb #c027
 def shrink(tier:Tier)->Tier:
     "The same tier with a network, budgets and samples too small to mean anything: does every line run?"
     name = 'smoke' if tier.name == 'tiny' else f'{tier.name}-smoke'
@@ -206,12 +220,13 @@ def shrink(tier:Tier)->Tier:
         samplers={k:(d,min(n, 3)) for k,(d,n) in tier.samplers.items()},
         arms={k:small(a, snapshots=(64,)) for k,a in tier.arms.items()}, judges=tuple(replace(j, epochs=1, width=8) for j in tier.judges))
 
-# %% ../nbs/00_tiers.ipynb #c026
-TIERS = {'smoke':shrink(_tiny), 'tiny':_tiny, 'small':_small}
+# %% ../nbs/00_tiers.ipynb #c028
+TIERS = {t.name:t for t in (shrink(_tiny), _tiny, _small, shrink(_small))}
 
 def get_tier(
     name:str='tiny',   # one of `TIERS`; the environment variable SMOKE=1 shrinks any of them
 )->Tier:
     "Look a tier up by name"
     if name not in TIERS: raise ValueError(f"unknown tier {name!r}: expected one of {', '.join(TIERS)}")
-    return shrink(TIERS[name]) if os.environ.get('SMOKE') == '1' and name != 'smoke' else TIERS[name]
+    small = os.environ.get('SMOKE') == '1' and not name.endswith('smoke')
+    return shrink(TIERS[name]) if small else TIERS[name]

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
-           'update_ema', 'DivergedError', 'Learner', 'learner_state', 'restore_learner', 'watched', 'Progress',
-           'fingerprint', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'finish']
+           'update_ema', 'asking_for_gradients', 'Learner', 'learner_state', 'restore_learner', 'watched', 'Progress',
+           'fingerprint', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError',
+           'mean_losses', 'resume', 'finish', 'write_done']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, math, os, platform, resource, sys, time
 from collections.abc import Callable
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 import gdpt
-from .checkpoints import claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
+from .checkpoints import check_folder, claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
 from .data import Images, batch_indices, keyed_generator, to_float
 from .unet import frozen_fraction
 
@@ -100,9 +102,15 @@ def update_ema(
     for o,n in zip(average.buffers(), player.net.buffers()): o.copy_(n)
 
 # %% ../nbs/07_training.ipynb #c019
-class DivergedError(ArithmeticError):
-    "A loss is no longer a finite number"
+@contextmanager
+def asking_for_gradients(player:Player):
+    "Within, the parameters that learn ask for gradients"
+    for p in player.learning(): p.requires_grad_(True)
+    try: yield
+    finally:
+        for p in player.learning(): p.requires_grad_(False)
 
+# %% ../nbs/07_training.ipynb #c021
 class Learner:
     "The state of a run, and one step of it"
     def __init__(self,
@@ -111,6 +119,7 @@ class Learner:
     ):
         self.objective,self.config,self.step = objective,config,0
         if config.batch_size % config.shard_size: raise ValueError(f'batch_size {config.batch_size} is no multiple of shard_size {config.shard_size}')
+        if config.images < config.batch_size: raise ValueError(f'a training of {config.images} images has no batch of {config.batch_size}')
         self.optimizers = {k:torch.optim.Adam(p.learning(), lr=p.lr, betas=p.betas, eps=p.eps, fused=True) for k,p in objective.players.items()}
         self.averages = {k:deepcopy(p.net).eval().requires_grad_(False) for k,p in objective.players.items() if p.ema}
         for p in objective.players.values(): p.net.train().requires_grad_(False)
@@ -129,17 +138,19 @@ class Learner:
         "One optimizer step of one player; returns its mean loss"
         player,optimizer = self.objective.players[turn.player],self.optimizers[turn.player]
         for group in optimizer.param_groups: group['lr'] = player.lr*player.schedule(self.nimg)
-        learning,n = player.learning(),self.config.shard_size
-        for p in learning: p.requires_grad_(True)
-        total = 0.
-        for i in range(0, len(batch.images), n):
-            shard = Batch(batch.images[i:i+n], None if batch.labels is None else batch.labels[i:i+n])
-            loss = self.objective.loss(turn.loss, shard, Draw(self.config.seed, self.step, turn.loss, i//n)).sum()/len(batch.images)
-            loss.backward()
-            total = total + loss.detach()
+        with asking_for_gradients(player): loss = self.backward(turn.loss, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for p in learning: p.requires_grad_(False)
+        return loss
+
+    def backward(self, name:str, batch:Batch)->torch.Tensor:
+        "Gradients of the mean loss over the batch, shard by shard; returns that loss"
+        total,n = 0.,self.config.shard_size
+        for i in range(0, len(batch.images), n):
+            shard = Batch(batch.images[i:i+n], None if batch.labels is None else batch.labels[i:i+n])
+            loss = self.objective.loss(name, shard, Draw(self.config.seed, self.step, name, i//n)).sum()/len(batch.images)
+            loss.backward()
+            total = total + loss.detach()
         return total
 
     def advance(self, batch:Batch)->dict:
@@ -151,7 +162,7 @@ class Learner:
             update_ema(average, player, ema_beta(self.nimg, self.config.batch_size, *player.ema))
         return losses
 
-# %% ../nbs/07_training.ipynb #c025
+# %% ../nbs/07_training.ipynb #c027
 def learner_state(learner:Learner)->dict:
     "Weights, averages and optimizers of all players, as tensors by name"
     out = {}
@@ -171,7 +182,7 @@ def restore_learner(learner:Learner, tensors:dict, step:int):
     for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'))
     learner.step = step
 
-# %% ../nbs/07_training.ipynb #c028
+# %% ../nbs/07_training.ipynb #c030
 def watched()->bool:
     "Is somebody looking, in a notebook or a terminal, rather than a log?"
     if os.environ.get('GDPT_PROGRESS') == 'plain': return False
@@ -200,13 +211,15 @@ class Progress:
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #c030
+# %% ../nbs/07_training.ipynb #c033
 TRAINING_ROOMS = ('data', 'unet', 'denoiser', 'discriminator', 'objectives/denoising', 'objectives/gan', 'training', 'runs')
 
-def fingerprint()->dict:
-    "Checksums of the modules that decide what training does"
+def fingerprint(
+    rooms=TRAINING_ROOMS,    # names of modules, without `gdpt/` and `.py`
+)->dict:                     # room -> checksum
+    "Checksums of the modules that decide what training does, or of others"
     here = Path(gdpt.__file__).parent
-    return {r:file_checksum(here/f'{r}.py') for r in TRAINING_ROOMS if (here/f'{r}.py').exists()}
+    return {r:file_checksum(here/f'{r}.py') for r in rooms if (here/f'{r}.py').exists()}
 
 def record()->dict:
     "Machine and versions behind a run"
@@ -218,7 +231,7 @@ def cpu_name()->str:
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or 'unknown'
 
-# %% ../nbs/07_training.ipynb #c033
+# %% ../nbs/07_training.ipynb #c036
 LOG_STEPS = 25       # steps between two rows of the log
 SAVE_SECONDS = 20.   # time between two saved states
 
@@ -233,28 +246,33 @@ class Log:
         with replacing(self.path) as tmp, tmp.open('w') as f: csv.writer(f).writerows(rows[:1] + [r for r in rows[1:] if len(r) == len(rows[0]) and int(r[0]) <= nimg])
     def add(self, row:dict):
         "One more row"
-        new = not self.path.exists()
+        new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open('a') as f:
             if new: csv.writer(f).writerow(row)
             csv.writer(f).writerow(row.values())
 
-# %% ../nbs/07_training.ipynb #c036
-def hold_lock(folder:Path)->FileLock:
-    "The lock of a run folder; says so once if it has to wait"
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder)/'run.lock')
+# %% ../nbs/07_training.ipynb #c039
+@contextmanager
+def hold_lock(folder:Path):
+    "Hold the lock of a run folder; says so once if it has to wait. What a killed process left half-written is removed"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder/'.lock')
     try: lock.acquire(timeout=0)
     except Timeout:
         print(f'{folder}: another process is working on this run; waiting for it', file=sys.stderr, flush=True)
         lock.acquire()
-    return lock
+    try:
+        for p in folder.rglob('.*'):
+            if p.suffix[1:].isdigit(): p.unlink()        # named by `replacing`: a dot, the file, the process
+        yield
+    finally: lock.release()
 
 def done(folder)->dict|None:
     "What a finished run says of itself; None for one that is not finished"
     path = Path(folder)/'DONE'
     return json.loads(path.read_text()) if path.exists() else None
 
-# %% ../nbs/07_training.ipynb #c037
+# %% ../nbs/07_training.ipynb #c041
 def train(
     objective:Callable,    # builds the `Objective`; called once the folder is known to need training
     data:Images,           # real images
@@ -264,49 +282,84 @@ def train(
 )->Path:                   # the folder, with the finished run
     "Train, or go on training, until the run is done"
     folder = Path(folder)
-    with hold_lock(folder):
-        claim_folder(folder, config)
-        if done(folder): return folder
-        threads,rng = torch.get_num_threads(),torch.get_rng_state()
-        torch.set_num_threads(config.threads)
-        try: finish(Learner(objective(), config), data, folder, name or folder.name)
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_rng_state(rng)
+    check_folder(folder, config)                             # before anything is written into somebody else's folder
+    with hold_lock(folder), threads_and_rng(config.threads):
+        if check_folder(folder, config) and done(folder): return folder
+        learner = Learner(objective(), config)               # a config that makes no sense fails here, and claims nothing
+        finish(learner, data, claim_folder(folder, config), name or folder.name)
     return folder
 
-# %% ../nbs/07_training.ipynb #c038
-def finish(learner:Learner, data:Images, folder:Path, name:str):
+@contextmanager
+def threads_and_rng(threads:int):
+    "Run with this many threads; leave the caller's thread count and random numbers as they were"
+    before,rng = torch.get_num_threads(),torch.get_rng_state()
+    torch.set_num_threads(threads)
+    try: yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_rng_state(rng)
+
+# %% ../nbs/07_training.ipynb #c042
+class DivergedError(ArithmeticError):
+    "A loss is no longer a finite number"
+
+def mean_losses(
+    sums:dict,     # name -> losses of some steps
+    where:str,     # for the error
+)->dict:           # name -> mean
+    "Means of the losses; raise if one is not finite"
+    means = {k:torch.stack(v).mean().item() for k,v in sums.items()}
+    wrong = [k for k,v in means.items() if not math.isfinite(v)]
+    if wrong: raise DivergedError(f"{' and '.join(wrong)} loss is not finite {where}; what was saved before is kept; a lower learning rate is the usual cure")
+    return means
+
+def resume(
+    learner:Learner,
+    folder:Path,       # run folder
+)->dict:               # `seconds` spent so far, and the `code` that the run began with
+    "Take up the saved state of a run, if there is one"
+    path = folder/'state.safetensors'
+    if not path.exists(): return dict(seconds=0., code=fingerprint())
+    tensors,meta = load_tensors(path)
+    restore_learner(learner, tensors, meta['step'])
+    return meta
+
+# %% ../nbs/07_training.ipynb #c043
+def finish(
+    learner:Learner,     # fresh
+    data:Images,         # real images
+    folder:Path,         # run folder
+    name:str,            # for the progress line
+):
     "The loop itself: steps, log, states and snapshots until the budget is spent"
-    config,log,state = learner.config,Log(folder/'log.csv'),folder/'state.safetensors'
-    marks = {m//config.batch_size:m for m in (*config.snapshots, config.images) if m <= config.images}
-    seconds = 0.
-    if state.exists():
-        tensors,meta = load_tensors(state)
-        restore_learner(learner, tensors, meta['step'])
-        seconds = meta['seconds']
+    config,log,meta = learner.config,Log(folder/'log.csv'),resume(learner, folder)
+    total,batch_size = config.images//config.batch_size,config.batch_size
+    marks = {m//batch_size:m for m in (*config.snapshots, config.images) if m <= config.images}
+    columns = {t.loss:'' for s in range(total) for t in learner.objective.turns(s)}
     log.rewind(learner.nimg)
-    total,sums,t0 = config.images//config.batch_size,{},time.monotonic()
-    saved,bar = t0,Progress(name, total*config.batch_size, learner.nimg)
-    elapsed = lambda: round(seconds + time.monotonic()-t0, 2)
+    sums,t0 = {},time.monotonic()
+    saved,bar = t0,Progress(name, total*batch_size, learner.nimg)
+    elapsed = lambda: round(meta['seconds'] + time.monotonic()-t0, 2)
     while learner.step < total:
-        idx = batch_indices(len(data.images), config.seed, learner.step, config.batch_size)
-        for k,v in learner.advance(Batch(to_float(data.images[idx]), None if data.labels is None else data.labels[idx])).items():
-            sums.setdefault(k, []).append(v)
-        if learner.step in marks: save_tensors(snapshot_path(folder, marks[learner.step]), learner.product().state_dict(), nimg=learner.nimg)
-        if learner.step % LOG_STEPS == 0 or learner.step == total:
-            means = {k:torch.stack(v).mean().item() for k,v in sums.items()}
-            if not all(map(math.isfinite, means.values())): raise DivergedError(
-                f"{name}: {' and '.join(k for k,v in means.items() if not math.isfinite(v))} loss is not finite at {learner.nimg:,} images; "
-                f'the state saved before is kept in {folder}; a lower learning rate is the usual cure')
-            first = {t.loss:'' for s in range(LOG_STEPS) for t in learner.objective.turns(s)}      # columns stay the same in every row
-            log.add({'nimg':learner.nimg, 'seconds':elapsed(), **first, **means})
-            bar.update(learner.nimg, **means)
-            sums = {}
-            if time.monotonic()-saved > SAVE_SECONDS or learner.step == total:
-                save_tensors(state, learner_state(learner), step=learner.step, seconds=elapsed())
-                saved = time.monotonic()
+        idx = batch_indices(len(data.images), config.seed, learner.step, batch_size)
+        for k,v in learner.advance(Batch(to_float(data.images[idx]), None if data.labels is None else data.labels[idx])).items(): sums.setdefault(k, []).append(v)
+        mark,row = marks.get(learner.step),learner.step % LOG_STEPS == 0 or learner.step == total
+        if mark or row: means = mean_losses(sums, f'in {name} at {learner.nimg:,} images')
+        if mark: save_tensors(snapshot_path(folder, mark), learner.product().state_dict(), nimg=learner.nimg)
+        if not row: continue
+        log.add({'nimg':learner.nimg, 'seconds':elapsed(), **columns, **means})
+        bar.update(learner.nimg, **means)
+        sums = {}
+        if time.monotonic()-saved > SAVE_SECONDS or learner.step == total:
+            save_tensors(folder/'state.safetensors', learner_state(learner), step=learner.step, seconds=elapsed(), code=meta['code'])
+            saved = time.monotonic()
     bar.close()
+    write_done(learner, folder, elapsed(), meta['code'])
+
+def write_done(learner:Learner, folder:Path, seconds:float, code:dict):
+    "Close a run: its last snapshot is there, and `DONE` says how it was made"
+    last = snapshot_path(folder, learner.config.images)
+    if not last.exists(): save_tensors(last, learner.product().state_dict(), nimg=learner.nimg)
     frozen = {k:p.frozen_fraction() for k,p in learner.objective.players.items()}
-    write_text(folder/'DONE', json.dumps(dict(nimg=learner.nimg, seconds=elapsed(), frozen_fraction=frozen,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024, code=fingerprint(), **record()), indent=1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
+    write_text(folder/'DONE', json.dumps(dict(nimg=learner.nimg, seconds=seconds, frozen_fraction=frozen, peak_mib=peak, code=code, **record()), indent=1))

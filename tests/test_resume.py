@@ -12,7 +12,8 @@ from gdpt.checkpoints import file_checksum, load_tensors
 
 # states are saved at every log interval, so that a kill finds something to go on from
 SCRIPT = 'import sys, gdpt.training as t; t.SAVE_SECONDS = 0.; from gdpt.__main__ import main; sys.exit(main(sys.argv[1:]))'
-IMAGES = 6_400  # 200 steps of 32 images, eight log intervals
+IMAGES = 2_400  # 150 steps of 16 images, six log intervals
+RUN = f'--tier smoke --images {IMAGES} --batch-size 16'
 FILES = 'state.safetensors', 'snapshots/00000064.safetensors', f'snapshots/{IMAGES:08d}.safetensors'
 
 
@@ -44,18 +45,18 @@ def losses(folder): return [row.split(',')[:1] + row.split(',')[2:] for row in (
 @pytest.fixture(scope='module')
 def denoiser(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pre')/'run'
-    code, err = finish(f'pretrain --tier smoke --images 640 --out {folder}')
+    code, err = finish(f'pretrain --tier smoke --images 320 --out {folder}')
     assert code == 0, err
     return folder
 
 
-@pytest.mark.parametrize('command', ['pretrain', 'finetune --freeze 1', 'finetune --freeze 0'])
+@pytest.mark.parametrize('command', ['pretrain', 'finetune --freeze 1'])
 def test_kill(tmp_path, denoiser, command):
-    line = f'{command} --tier smoke --images {IMAGES} --snapshots 64 --seed 3' + f' --denoiser {denoiser}'*command.startswith('finetune')
+    line = f'{command} {RUN} --snapshots 64 --seed 3' + f' --denoiser {denoiser}'*command.startswith('finetune')
     code, err = finish(f'{line} --out {tmp_path}/whole')
     assert code == 0, err
     rng, killed = random.Random(), 0
-    for rows in sorted(rng.sample(range(1, 7), 3)): killed += kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', rows) == -signal.SIGKILL
+    for rows in sorted(rng.sample(range(1, 5), 2)): killed += kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', rows) == -signal.SIGKILL
     assert killed, 'no kill came in time'
     assert not (tmp_path/'cut'/'DONE').exists()
     code, err = finish(f'{line} --out {tmp_path}/cut')
@@ -67,21 +68,21 @@ def test_kill(tmp_path, denoiser, command):
 
 
 def test_full_disk(tmp_path):
-    line = f'pretrain --tier smoke --images {IMAGES} --out {tmp_path}/run'
+    line = f'pretrain {RUN} --out {tmp_path}/run'
     assert kill_after(line, tmp_path/'run', 3) == -signal.SIGKILL
     saved = file_checksum(tmp_path/'run'/'state.safetensors')
     code, err = finish(line, limit=300_000)
     message = [row for row in err.splitlines() if not row.startswith('run:')]
     assert code == 2 and len(message) == 1 and 'could not save' in message[0] and 'run again to go on' in message[0], err
     assert file_checksum(tmp_path/'run'/'state.safetensors') == saved
-    assert not [p for p in (tmp_path/'run').rglob('.*') if p.is_file()], 'a half-written file was left'
+    assert [p.name for p in (tmp_path/'run').rglob('.*')] == ['.lock'], 'a half-written file was left'
     code, err = finish(line)
     assert code == 0, err
     assert (tmp_path/'run'/'DONE').exists()
 
 
 def test_truncated_state(tmp_path):
-    line = f'pretrain --tier smoke --images {IMAGES} --out {tmp_path}/run'
+    line = f'pretrain {RUN} --out {tmp_path}/run'
     kill_after(line, tmp_path/'run', 2)
     state = tmp_path/'run'/'state.safetensors'
     whole = state.read_bytes()
@@ -95,9 +96,9 @@ def test_truncated_state(tmp_path):
 
 def test_two_processes(tmp_path):
     "Both are asked for the same run: one trains, the other waits and finds it done"
-    line = f'pretrain --tier smoke --images 3200 --out {tmp_path}/run'
+    line = f'pretrain {RUN} --out {tmp_path}/run'
     both = [start(line) for _ in range(2)]
     errors = [p.communicate()[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], errors
     assert sum('waiting' in e for e in errors) <= 1
-    assert len((tmp_path/'run'/'log.csv').read_text().splitlines()) == 1 + 4
+    assert len((tmp_path/'run'/'log.csv').read_text().splitlines()) == 1 + 6

@@ -72,10 +72,15 @@ def test_same_numbers_at_any_batch_size(denoiser, tmp_path):
         for m in one: assert other[m] == pytest.approx(one[m], rel=1e-5, abs=1e-7), (m, batch_size)
 
 
-def test_resumed_evaluation_is_the_same(denoiser, tmp_path):
-    judges = [load_judge(j, tmp_path) for j in SMOKE.judges]
-    data = load_images('digits')
-    assert measure(samples_of(denoiser, 64), data, judges) == measure(samples_of(denoiser, 64), data, judges)
+def test_other_images_are_another_run(capsys, tmp_path):
+    "The same name, one more image: a finished run is not returned for it"
+    images = np.random.default_rng(0).integers(0, 256, (65, 1, 8, 8), dtype=np.uint8)
+    line = ['pretrain', '--tier', 'smoke', '--sigma-data', '.6', '--data', tmp_path/'mine.npz', '--out', tmp_path/'run']
+    np.savez(tmp_path/'mine.npz', images=images[:64])
+    assert main([*map(str, line)]) == 0
+    capsys.readouterr()
+    np.savez(tmp_path/'mine.npz', images=images)
+    assert 'data_checksum' in one_line(capsys, *line)
 
 
 def one_line(capsys, *argv):
@@ -89,9 +94,14 @@ def one_line(capsys, *argv):
 def test_refusals(capsys, tmp_path, denoiser):
     assert "unknown tier 'tniy': expected one of" in one_line(capsys, 'pretrain', '--tier', 'tniy', '--out', tmp_path/'x')
     assert 'seed 0 there, 1 here' in one_line(capsys, 'pretrain', '--tier', 'smoke', '--seed', '1', '--out', denoiser)
+    before = sorted(p.name for p in (denoiser/'snapshots').iterdir())
     assert 'not empty and holds no run' in one_line(capsys, 'pretrain', '--tier', 'smoke', '--out', denoiser/'snapshots')
+    assert sorted(p.name for p in (denoiser/'snapshots').iterdir()) == before         # nothing was left in it
     assert 'has no config.json' in one_line(capsys, 'sample', tmp_path, '--out', tmp_path/'x.png')
-    assert 'is no finished run' in one_line(capsys, 'finetune', '--tier', 'smoke', '--denoiser', tmp_path/'none', '--out', tmp_path/'x')
+    assert 'no such run folder' in one_line(capsys, 'finetune', '--tier', 'smoke', '--denoiser', tmp_path/'none', '--out', tmp_path/'x')
+    assert 'no multiple of shard_size' in one_line(capsys, 'pretrain', '--tier', 'smoke', '--batch-size', '24', '--out', tmp_path/'y')
+    assert main(['pretrain', '--tier', 'smoke', '--out', str(tmp_path/'y')]) == 0     # the folder was not claimed by the mistake
+    capsys.readouterr()
     assert 'there are 128' in one_line(capsys, 'sample', denoiser, '--images', '99', '--out', tmp_path/'x.png')
     assert not (tmp_path/'x.png').exists()
 
@@ -100,6 +110,7 @@ def test_truncated_snapshot(capsys, tmp_path, denoiser):
     run = finetune(SMOKE.arms['d2o'], denoiser, tmp_path/'run')
     snapshot = find_snapshot(run)
     snapshot.write_bytes(snapshot.read_bytes()[:-100])
+    capsys.readouterr()
     assert f'{snapshot} is damaged' in one_line(capsys, 'sample', run, '--out', tmp_path/'x.png')
 
 

@@ -1,0 +1,34 @@
+"The numbers in README are those of the committed table, not somebody's memory of it"
+import subprocess
+
+import pytest
+from conftest import ROOT
+from gdpt.report import committed_rows, markdown, over_images, over_metrics
+from gdpt.tiers import get_tier
+
+TUNED = ['d2o', 'd2o_f', 'from_random', 'random_frozen']
+
+
+def committed(name):
+    "A file as last committed: a reproduction rewrites the tables in the working tree"
+    git = subprocess.run(['git', 'show', f'HEAD:{name}'], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode: pytest.skip('no git checkout')
+    return git.stdout
+
+
+def test_tables():
+    readme, rows = committed('README.md'), committed_rows(get_tier('tiny'))
+    for table in (over_images(rows[rows.study == 'd2o'], 'fd', TUNED), over_metrics(rows, ['teacher', 'untuned', *TUNED, 'bootstrap', 'half'])):
+        assert markdown(table) in readme, f'README should have:\n{markdown(table)}'
+
+
+def test_headline():
+    "The claims that README draws from the table, as means over seeds"
+    committed('README.md')
+    rows = committed_rows(get_tier('tiny'))
+    fd = rows[(rows.study == 'd2o') & (rows.metric == 'fd')]
+    mean = fd.groupby(['arm', 'nimg']).value.mean()
+    end = {a:mean[a].iloc[-1] for a in ('teacher', 'untuned', *TUNED)}
+    assert end['teacher'] <= 3 and end['untuned'] > 500 and end['d2o'] <= 8 and end['d2o_f'] <= 8 and end['random_frozen'] > 100
+    for n in (5_000, 10_000, 25_000, 50_000): assert mean['from_random'][n] > max(mean['d2o'][n], mean['d2o_f'][n])
+    assert set(fd[fd.arm.isin(TUNED[:3])].groupby('arm').seed.nunique()) == {3}
