@@ -18,7 +18,9 @@ PYTHON = sys.executable
 ENV = "GDPT_PROGRESS=plain OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000"
 sentinel = lambda name: f"{RUNS}/done/{name}"
 
-onstart: Path(RUNS, "started").touch()      # RESULTS.md says how long it took
+onstart:                                     # RESULTS.md says how long it took
+    Path(RUNS).mkdir(parents=True, exist_ok=True)
+    Path(RUNS, "started").touch()
 
 rule all:
     input: sentinel("results")
