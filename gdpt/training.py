@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
-           'update_ema', 'asking_for_gradients', 'Learner', 'learner_state', 'restore_learner', 'watched', 'Progress',
-           'fingerprint', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError',
-           'mean_losses', 'resume', 'finish', 'write_done']
+           'update_ema', 'asking_for_gradients', 'backward', 'Learner', 'learner_state', 'restore_learner', 'watched',
+           'Progress', 'fingerprint', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng',
+           'DivergedError', 'mean_losses', 'resume', 'finish', 'write_done']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, math, os, platform, resource, sys, time
@@ -111,6 +111,21 @@ def asking_for_gradients(player:Player):
         for p in player.learning(): p.requires_grad_(False)
 
 # %% ../nbs/07_training.ipynb #c021
+def backward(
+    learner,           # a `Learner`: its objective, config and step
+    name:str,          # of the loss
+    batch:Batch,
+)->torch.Tensor:       # mean loss over the batch
+    "Gradients of the mean loss over the batch, shard by shard"
+    total,config = 0.,learner.config
+    for i in range(0, len(batch.images), config.shard_size):
+        shard = Batch(*(None if x is None else x[i:i+config.shard_size] for x in batch))
+        loss = learner.objective.loss(name, shard, Draw(config.seed, learner.step, name, i//config.shard_size)).sum()/len(batch.images)
+        loss.backward()
+        total = total + loss.detach()
+    return total
+
+# %% ../nbs/07_training.ipynb #c022
 class Learner:
     "The state of a run, and one step of it"
     def __init__(self,
@@ -138,20 +153,10 @@ class Learner:
         "One optimizer step of one player; returns its mean loss"
         player,optimizer = self.objective.players[turn.player],self.optimizers[turn.player]
         for group in optimizer.param_groups: group['lr'] = player.lr*player.schedule(self.nimg)
-        with asking_for_gradients(player): loss = self.backward(turn.loss, batch)
+        with asking_for_gradients(player): loss = backward(self, turn.loss, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
-
-    def backward(self, name:str, batch:Batch)->torch.Tensor:
-        "Gradients of the mean loss over the batch, shard by shard; returns that loss"
-        total,n = 0.,self.config.shard_size
-        for i in range(0, len(batch.images), n):
-            shard = Batch(batch.images[i:i+n], None if batch.labels is None else batch.labels[i:i+n])
-            loss = self.objective.loss(name, shard, Draw(self.config.seed, self.step, name, i//n)).sum()/len(batch.images)
-            loss.backward()
-            total = total + loss.detach()
-        return total
 
     def advance(self, batch:Batch)->dict:
         "All turns of one step, then the averages; returns the mean loss of each turn"
@@ -162,7 +167,7 @@ class Learner:
             update_ema(average, player, ema_beta(self.nimg, self.config.batch_size, *player.ema))
         return losses
 
-# %% ../nbs/07_training.ipynb #c027
+# %% ../nbs/07_training.ipynb #c028
 def learner_state(learner:Learner)->dict:
     "Weights, averages and optimizers of all players, as tensors by name"
     out = {}
@@ -182,7 +187,7 @@ def restore_learner(learner:Learner, tensors:dict, step:int):
     for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'))
     learner.step = step
 
-# %% ../nbs/07_training.ipynb #c030
+# %% ../nbs/07_training.ipynb #c031
 def watched()->bool:
     "Is somebody looking, in a notebook or a terminal, rather than a log?"
     if os.environ.get('GDPT_PROGRESS') == 'plain': return False
@@ -211,7 +216,7 @@ class Progress:
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #c033
+# %% ../nbs/07_training.ipynb #c034
 TRAINING_ROOMS = ('data', 'unet', 'denoiser', 'discriminator', 'objectives/denoising', 'objectives/gan', 'training', 'runs')
 
 def fingerprint(
@@ -231,7 +236,7 @@ def cpu_name()->str:
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or 'unknown'
 
-# %% ../nbs/07_training.ipynb #c036
+# %% ../nbs/07_training.ipynb #c037
 LOG_STEPS = 25       # steps between two rows of the log
 SAVE_SECONDS = 20.   # time between two saved states
 
@@ -251,7 +256,7 @@ class Log:
             if new: csv.writer(f).writerow(row)
             csv.writer(f).writerow(row.values())
 
-# %% ../nbs/07_training.ipynb #c039
+# %% ../nbs/07_training.ipynb #c040
 @contextmanager
 def hold_lock(folder:Path):
     "Hold the lock of a run folder; says so once if it has to wait. What a killed process left half-written is removed"
@@ -272,7 +277,7 @@ def done(folder)->dict|None:
     path = Path(folder)/'DONE'
     return json.loads(path.read_text()) if path.exists() else None
 
-# %% ../nbs/07_training.ipynb #c041
+# %% ../nbs/07_training.ipynb #c042
 def train(
     objective:Callable,    # builds the `Objective`; called once the folder is known to need training
     data:Images,           # real images
@@ -299,7 +304,7 @@ def threads_and_rng(threads:int):
         torch.set_num_threads(before)
         torch.set_rng_state(rng)
 
-# %% ../nbs/07_training.ipynb #c042
+# %% ../nbs/07_training.ipynb #c043
 class DivergedError(ArithmeticError):
     "A loss is no longer a finite number"
 
@@ -324,7 +329,7 @@ def resume(
     restore_learner(learner, tensors, meta['step'])
     return meta
 
-# %% ../nbs/07_training.ipynb #c043
+# %% ../nbs/07_training.ipynb #c044
 def finish(
     learner:Learner,     # fresh
     data:Images,         # real images
