@@ -1,6 +1,6 @@
 # The graph of studies: what runs, after what, and what is out of date. `make reproduce` calls it.
 # Outputs are sentinels under data/runs. Tables and figures are tracked files, whose time stamps mean nothing in a fresh clone, so they are no outputs.
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from gdpt.data import project_root
 from gdpt.studies import jobs
@@ -45,4 +45,7 @@ rule results:
     input: [sentinel(j.name) for j in JOBS], CODE
     output: touch(sentinel("results"))
     message: "collecting rows, writing the tables"
-    shell: "{PYTHON} -m gdpt results --tier " + config.get("tier", "tiny")
+    params: tier=config.get("tier", "tiny")
+    run:
+        minutes = (time.time() - Path(RUNS, "started").stat().st_mtime)/60
+        shell("{PYTHON} -m gdpt results --tier {params.tier} --minutes {minutes:.1f}")

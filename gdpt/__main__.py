@@ -98,12 +98,13 @@ class Evaluate:
 class Results:
     "Collect the rows that studies left, write the tables, and say where numbers differ from the committed ones."
     tier:str='tiny'
+    minutes:float|None=None                    # that the reproduction took, for the page
 
     def run(self):
         from gdpt.report import collect, committed_rows, differences, read_rows, write_results
         tier = get_tier(self.tier)
         old,table = committed_rows(tier),collect(tier)
-        print(f'{table}\n{write_results(tier)}')
+        print(f'{table}\n{write_results(tier, self.minutes)}')
         if old is None: return print('No committed numbers to compare with.')
         rows = read_rows(tier)
         compared,differ = differences(rows[rows.here], old)

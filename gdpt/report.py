@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 're
            'save_note', 'read_runs', 'stale_runs', 'made_by', 'page_notes', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
-import io, json, subprocess, time
+import io, json, subprocess
 from decimal import Decimal
 from pathlib import Path
 from .checkpoints import write_text
@@ -186,13 +186,13 @@ def stale_runs(
 # %% ../nbs/12_report.ipynb #c028
 def made_by(
     runs:dict,           # run -> what it says of itself
-    minutes:float=None,  # of the last `make reproduce`
+    minutes:float=None,  # that the reproduction took
 )->str:                  # Markdown
     "What machine, versions and time made the runs behind the rows of this machine"
     if not runs: return 'Nothing ran on this machine: all rows are kept from the table.'
     machines = sorted({f"{r['processor']} ({r['machine']}), {r['cores']} cores; " + ', '.join(f'{k} {r[k]}' for k in ('python','torch','numpy','torch-fidelity')) for r in runs.values()})
     table = '\n'.join(f"| {k} | {r['nimg']:,} | {list(r['frozen_fraction'].values())[0]:.1%} | {r['seconds']/60:.1f} | {r['peak_mib']:,} |" for k,r in runs.items())
-    took = f'The last `make reproduce` took {minutes:.0f} minutes; it trains what is not there yet. ' if minutes else ''
+    took = f'`make reproduce` took {minutes:.0f} minutes, of what was not there before. ' if minutes else ''
     return (f"{'; '.join(machines)}. {took}Training alone: {sum(r['seconds'] for r in runs.values())/60:.0f} minutes, one thread per run, as many side by side as "
             f'there are cores.\n\n| run | images | frozen | minutes | peak memory, MiB |\n|---|--:|--:|--:|--:|\n{table}')
 
@@ -211,19 +211,20 @@ def page_notes(
 
 def write_results(
     tier:Tier,
-)->Path:        # the page
+    minutes:float=None,    # that the reproduction took, where it is known
+)->Path:                   # the page
     "Write the page of a tier from its rows and runs"
-    rows,page,folder = read_rows(tier),project_root()/tier.results,project_root()/'data'/'runs'/tier.name
+    rows,page = read_rows(tier),project_root()/tier.results
     runs,d2o = read_runs(tier, rows),rows[rows.study == 'd2o']
     arms = [a for a in (*tier.samplers, *tier.arms) if a in set(d2o.arm)]
     trained,floor_arms = [a for a in arms if a in tier.arms],[a for a in ('bootstrap','half') if a in set(rows.arm)]
     pictures = sorted(p for p in (project_root()/'figures'/tier.name).glob('*.png') if not p.name.startswith('.'))
-    up,started = '../'*len(Path(tier.results).parent.parts),folder/'started'
+    up = '../'*len(Path(tier.results).parent.parts)
     write_text(page, '\n\n'.join([f'# Results of the tier `{tier.name}`', f'Written by `make reproduce TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.',
         f'## Fréchet distance over real images seen\n\nFeatures of the first judge, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
         markdown(over_images(d2o, 'fd', trained)),
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',
         markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *page_notes(tier, rows, runs),
         '## Figures', *(f'![{p.stem}]({up}figures/{tier.name}/{p.name})' for p in pictures),
-        '## Made by', made_by(runs, (time.time()-started.stat().st_mtime)/60 if started.exists() else None)]) + '\n')
+        '## Made by', made_by(runs, minutes)]) + '\n')
     return page
