@@ -81,7 +81,7 @@ ONE_SEED = ('random_frozen', *EXTRA)
 def sampler_job(tier:Tier, denoiser:str, arms:list)->Job:
     "A denoiser as it is, in many calls and in one: one job for all seeds, since nothing is trained"
     seeds = list(tier.seeds[:1] if set(arms) <= set(ONE_SEED) else tier.seeds)
-    return Job(f'd2o.{denoiser}', 'd2o', (('arms',arms), ('seeds',seeds)), (f'pretrain.{denoiser}',))
+    return Job(f'd2o.{denoiser}', 'd2o', (('arms',arms), ('seeds',seeds)), (f'pretrain.{denoiser}',), 2)
 
 def arm_jobs(tier:Tier, arm:str)->list:
     "A fine-tuning: one job per seed"
