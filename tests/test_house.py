@@ -107,7 +107,7 @@ def test_wheel_declares_what_it_imports(wheel):
 def test_wheel_installs_and_runs_elsewhere(wheel, tmp_path):
     run(sys.executable, '-m', 'venv', '--without-pip', 'env', cwd=tmp_path)
     python = tmp_path/'env'/'bin'/'python'
-    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=tmp_path)
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=tmp_path, path='')  # unseen: this tree's own egg-info
     site = next((tmp_path/'env').glob('lib/python*/site-packages'))
     # the dependencies are lent by this environment; an editable gdpt in it stays unseen, for nested .pth files are not read
     (site/'lent.pth').write_text('\n'.join(p for p in sys.path if p.endswith('site-packages')))
