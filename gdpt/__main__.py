@@ -29,15 +29,17 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Finetune:
-    "Turn a pre-trained denoiser into a one-step generator by a GAN loss alone (D2O; with --freeze 1, D2O-F)."
+    "Turn a pre-trained denoiser into a one-step generator by a GAN loss alone (D2O; with --freeze 1, D2O-F), or as another preset says (--arm cd)."
     config:Annotated[FinetuneConfig, Inline]
     out:Path                                   # run folder, new or its own
     denoiser:Path|None=None                    # run folder of the pre-trained denoiser; may be left out with --init random
+    teacher:Path|None=None                     # run folder of an earlier stage (PD): where this one starts and what it learns from
+    arm:str|None=None                          # preset of the tier; default: D2O, or what --init and --freeze say
 
     def run(self):
         from gdpt.runs import finetune
         from gdpt.training import done
-        folder = finetune(self.config, self.denoiser, self.out, self.out.name)
+        folder = finetune(self.config, self.denoiser, self.out, self.out.name, self.teacher)
         print(f"{folder} ({done(folder)['frozen_fraction']['generator']:.1%} of the generator frozen)")
 
 # %% ../nbs/14_cli.ipynb #c006
@@ -91,7 +93,7 @@ class Evaluate:
         values = evaluate(self.folder, judges, tier.eval_samples, self.images, self.seed, self.num_steps)
         floors = tier_floors(tier, judges, config.data)
         seen = find_snapshot(self.folder, self.images).stem
-        print(f'{self.folder}: {tier.eval_samples:,} samples, NFE {nfe(self.num_steps or config.sample_steps)}, after {int(seen):,} of {config.images:,} images')
+        print(f'{self.folder}: {tier.eval_samples:,} samples, NFE {nfe(self.num_steps or config.sample_steps, config.sampler)}, after {int(seen):,} of {config.images:,} images')
         for m,v in values.items(): print(f'{m:10s} {digits3(v):>8s}   floor {digits3(floor_of(floors, m))}')
 
 @dataclass(frozen=True)
@@ -127,13 +129,14 @@ def pretrain_default(argv:list)->PretrainConfig:
     return get_tier(flag(argv, '--tier', 'tiny')).pretrain
 
 def finetune_default(argv:list)->FinetuneConfig:
-    "The preset for these starting weights and freeze level, with the network and images of the denoiser"
+    "The preset of this name, or for these starting weights and freeze level, with the network and images of the denoiser"
     theirs = read_config(flag(argv, '--denoiser')) if flag(argv, '--denoiser') else None
     tier = get_tier(flag(argv, '--tier', theirs.tier if theirs else 'tiny'))
-    freeze = flag(argv, '--freeze', '0')
-    init = 'random' if flag(argv, '--init') == 'random' else 'pretrained'
-    preset = tier.arm(init, int(freeze) if freeze in ('0','1','2','3') else 0)         # what is neither, the parser refuses
-    return replace(preset, net=replace(theirs.net, dropout=0.), data=theirs.data, sigma_data=theirs.sigma_data) if theirs else preset
+    arm,freeze = flag(argv, '--arm'),flag(argv, '--freeze', '0')
+    if arm and arm not in tier.arms: raise ValueError(f"unknown arm {arm!r}: tier {tier.name!r} has {', '.join(tier.arms)}")
+    preset = tier.arms[arm] if arm else tier.arm('random' if flag(argv, '--init') == 'random' else 'pretrained', int(freeze) if freeze.isdigit() else freeze)
+    if not theirs: return preset
+    return replace(preset, net=replace(theirs.net, dropout=0., target_level=preset.net.target_level), data=theirs.data, sigma_data=theirs.sigma_data)
 
 # %% ../nbs/14_cli.ipynb #c011
 DEFAULTS = {'pretrain':pretrain_default, 'finetune':finetune_default}

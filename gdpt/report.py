@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
            'mean_sd', 'markdown', 'over_images', 'over_metrics', 'images_to_reach', 'committed_rows', 'differences',
-           'save_note', 'read_runs', 'stale_runs', 'made_by', 'page_notes', 'write_results']
+           'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs', 'stale_runs', 'made_by',
+           'page_notes', 'verdict_section', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
 import io, json, subprocess
@@ -17,7 +18,7 @@ from .tiers import Tier
 from .training import fingerprint
 
 # %% ../nbs/12_report.ipynb #c005
-COLUMNS = ['study','arm','seed','nimg','nfe','metric','value','floor','run']
+COLUMNS = ['study','arm','seed','nimg','nfe','metric','value','floor','run','evaluations','seconds']
 
 def floor_of(
     floors:dict,    # 'half' and 'bootstrap' -> metric -> values (`gdpt.metrics.floors`)
@@ -36,9 +37,10 @@ def result_rows(
     values:dict,    # metric -> value
     floors:dict,    # as `floor_of` reads them
     run:str,        # name of the run folder
+    cost:dict={},   # what training had cost: `evaluations` of the network, `seconds` (`gdpt.training.cost_at`); where nothing was trained, none
 )->list:            # rows, one per metric
     "One row per metric"
-    return [dict(zip(COLUMNS, (study, arm, seed, nimg, nfe, m, v, floor_of(floors, m), run))) for m,v in values.items()]
+    return [dict(zip(COLUMNS, (study, arm, seed, nimg, nfe, m, v, floor_of(floors, m), run, cost.get('evaluations'), cost.get('seconds')))) for m,v in values.items()]
 
 # %% ../nbs/12_report.ipynb #c008
 def rows_folder(tier:Tier)->Path:
@@ -69,7 +71,7 @@ def read_rows(
     import pandas as pd
     mine = [pd.read_csv(p) for p in sorted(rows_folder(tier).glob('*.csv'))]
     mine = pd.concat(mine) if mine else pd.DataFrame(columns=COLUMNS)
-    kept = pd.read_csv(results_path(tier)) if results_path(tier).exists() else pd.DataFrame(columns=COLUMNS)
+    kept = pd.read_csv(results_path(tier)).reindex(columns=COLUMNS) if results_path(tier).exists() else pd.DataFrame(columns=COLUMNS)
     arms = set(zip(mine.study, mine.arm))
     kept = kept[[a not in arms for a in zip(kept.study, kept.arm)]]
     parts = [df.assign(here=here) for df,here in ((mine,True),(kept,False)) if len(df)]
@@ -99,9 +101,10 @@ def mean_sd(
 def markdown(
     df,          # DataFrame of text
 )->str:
-    "A DataFrame as a Markdown table, its index as the first column"
+    "A DataFrame as a Markdown table, its index as the first column; sentences to the left, numbers to the right"
     head = [df.index.name or '', *map(str, df.columns)]
-    lines = [head, ['---']+['--:']*len(df.columns), *([str(i), *map(str, r)] for i,r in zip(df.index, df.values))]
+    align = ['---', *('---' if df[c].str.len().max() > 40 else '--:' for c in df.columns)]
+    lines = [head, align, *([str(i), *map(str, r)] for i,r in zip(df.index, df.values))]
     return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
 
 # %% ../nbs/12_report.ipynb #c017
@@ -110,9 +113,10 @@ def over_images(
     metric:str,
     arms,           # in this order
 ):                  # DataFrame of text: arm by images seen
-    "One metric: arms down, images seen across"
+    "One metric: arms down, images seen across; only counts that all arms have, where there are any"
     r = rows[(rows.metric == metric) & rows.arm.isin(arms)]
-    t = r.groupby(['arm','nimg']).value.agg(mean_sd).unstack().reindex(arms).fillna('')
+    t = r.groupby(['arm','nimg']).value.agg(mean_sd).unstack().reindex(arms)
+    t = (t if t.dropna(axis=1).empty else t.dropna(axis=1)).fillna('')
     seeds = r.groupby('arm').seed.nunique()
     return t.rename(columns=lambda n: f'{n/1000:g}k').assign(seeds=[str(seeds[a]) for a in arms]).rename_axis('arm')
 
@@ -165,6 +169,31 @@ def differences(
                        for (study,arm,nimg,nfe,metric),r in apart.iterrows()]
 
 # %% ../nbs/12_report.ipynb #c026
+def verdicts_path(tier:Tier)->Path:
+    "The verdicts of a tier, which are tracked"
+    return project_root()/'data'/tier.name/'verdicts.csv'
+
+def verdict_table(
+    verdicts,    # DataFrame, as in `verdicts.csv`
+):               # DataFrame of text, by claim
+    "Verdicts for readers: numbers rounded, runs counted"
+    number = lambda x: '–' if x != x else f'{x:.2f}'
+    interval = [number(l) if l != l else f'{l:.2f} to {h:.2f}' for l,h in zip(verdicts.low, verdicts.high)]
+    runs = [str(len(str(r).split())) if r == r else '0' for r in verdicts.runs]
+    t = verdicts.assign(effect=verdicts.effect.map(number), interval=interval, floor=verdicts.floor.map(number), runs=runs).set_index('claim')
+    return t[['statement','verdict','effect','interval','floor','runs']].rename(columns={'interval':'95 % interval'})
+
+def in_words(
+    verdicts,    # DataFrame, as in `verdicts.csv`
+)->str:          # a paragraph
+    "Which claims agree with the paper at this scale, in plain words"
+    claim = {v:[f'{s.split(": ")[0]} ({c})' for c,s in zip(verdicts.claim, verdicts.statement) if verdicts.verdict[verdicts.claim == c].item() == v]
+             for v in ('supported','refuted','undecided')}
+    say = lambda v,words: f'{words}: {"; ".join(claim[v])}.' if claim[v] else f'{words}: none.'
+    return ' '.join([say('supported', 'At this scale, agrees with the paper'), say('refuted', 'Does not agree'),
+                     say('undecided', 'Not decided, because the seeds differ too much, the feature spaces disagree or something has not run')])
+
+# %% ../nbs/12_report.ipynb #c029
 def save_note(tier:Tier, name:str, note:str):
     "Keep a line of a study that belongs on the page"
     write_text(project_root()/'data'/'runs'/tier.name/'notes'/f'{name}.md', note)
@@ -181,9 +210,9 @@ def stale_runs(
     runs:dict,     # run -> what it says of itself
 )->list:           # names
     "Runs that were trained by other code than today's"
-    return [k for k,r in runs.items() if r['code'] != fingerprint()]
+    return [k for k,r in runs.items() if r['code'] != fingerprint(r['code'])]
 
-# %% ../nbs/12_report.ipynb #c028
+# %% ../nbs/12_report.ipynb #c031
 def made_by(
     runs:dict,           # run -> what it says of itself
     minutes:float=None,  # that the reproduction took
@@ -196,7 +225,7 @@ def made_by(
     return (f"{'; '.join(machines)}. {took}Training alone: {sum(r['seconds'] for r in runs.values())/60:.0f} minutes, one thread per run, as many side by side as "
             f'there are cores.\n\n| run | images | frozen | minutes | peak memory, MiB |\n|---|--:|--:|--:|--:|\n{table}')
 
-# %% ../nbs/12_report.ipynb #c030
+# %% ../nbs/12_report.ipynb #c033
 def page_notes(
     tier:Tier,
     rows,          # DataFrame of rows
@@ -209,6 +238,15 @@ def page_notes(
     if stale: notes.insert(0, f"Trained by other code than today's (remove the folder under `data/runs` to train again): {', '.join(stale)}.")
     return notes
 
+def verdict_section(tier:Tier)->list:
+    "The paragraphs on verdicts; none where no claim has been decided yet"
+    import pandas as pd
+    if not verdicts_path(tier).exists(): return []
+    v = pd.read_csv(verdicts_path(tier))
+    return ['## The claims of the paper', in_words(v), 'An effect is larger the more the claim is right; differences of logarithms unless it is said otherwise. '
+            'Supported: the whole interval over seeds lies above the floor. Refuted: below.', markdown(verdict_table(v))]
+
+# %% ../nbs/12_report.ipynb #c034
 def write_results(
     tier:Tier,
     minutes:float=None,    # that the reproduction took, where it is known
@@ -221,6 +259,7 @@ def write_results(
     pictures = sorted(p for p in (project_root()/'figures'/tier.name).glob('*.png') if not p.name.startswith('.'))
     up = '../'*len(Path(tier.results).parent.parts)
     write_text(page, '\n\n'.join([f'# Results of the tier `{tier.name}`', f'Written by `make reproduce TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.',
+        *verdict_section(tier),
         f'## Fréchet distance over real images seen\n\nFeatures of the first judge, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
         markdown(over_images(d2o, 'fd', trained)),
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
-           'update_ema', 'asking_for_gradients', 'backward', 'Learner', 'learner_state', 'restore_learner', 'watched',
-           'Progress', 'fingerprint', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng',
-           'DivergedError', 'mean_losses', 'resume', 'finish', 'write_done']
+           'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'Learner', 'learner_state', 'restore_learner',
+           'watched', 'Progress', 'fingerprint', 'rooms_of', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train',
+           'threads_and_rng', 'DivergedError', 'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, math, os, platform, resource, sys, time
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,6 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 import gdpt
 from .checkpoints import check_folder, claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
 from .data import Images, batch_indices, keyed_generator, to_float
@@ -36,6 +38,7 @@ class Player:
     schedule:Callable=lambda nimg: 1.    # factor on `lr` after `nimg` images
     trainable:set|None=None              # names of the parameters that learn; None: all
     ema:tuple[float,float]|None=None     # half-life of the weight average in thousands of images, and ramp-up; None: no average
+    plain:Callable=nn.Module.state_dict  # its weights as its network would hold them by itself (adapters are merged here)
 
     def __post_init__(self):
         names = {k for k,_ in self.net.named_parameters()}
@@ -63,6 +66,7 @@ class Objective(Protocol):
     "What the loop needs to know of a method"
     players:dict[str,Player]        # by name
     product:str                     # the player whose averaged weights are kept as snapshots
+    helpers:dict[str,nn.Module]     # optional: networks that are evaluated and do not learn, by name; their work is counted too
     def turns(self, step:int)->list[Turn]: "The turns of this step, in order"
     def loss(self, name:str, batch:Batch, draw:'Draw')->torch.Tensor: "One value per image (n,)"
 
@@ -102,6 +106,36 @@ def update_ema(
     for o,n in zip(average.buffers(), player.net.buffers()): o.copy_(n)
 
 # %% ../nbs/07_training.ipynb #c019
+class Meter:
+    "Counts network evaluations: forward 1, gradient to the input 2, training 3, in forward passes of the product per image"
+    def __init__(self,
+        networks:dict,        # name -> module: the players', and what else is evaluated
+        unit:str,             # which of them one evaluation is
+    ):
+        self.unit,self.work,self.flops = unit,{},{}       # flops: operations per image of a forward pass
+        for name,net in networks.items():
+            net.register_forward_pre_hook(lambda net,args,name=name: self.begin(name))
+            net.register_forward_hook(lambda net,args,out,name=name: self.end(name, net, args[0]))
+
+    def begin(self, name:str):
+        if name in self.flops: return
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
+
+    def end(self, name:str, net:nn.Module, x:torch.Tensor):
+        if name not in self.flops:
+            self.counter.__exit__(None, None, None)
+            self.flops[name] = max(self.counter.get_total_flops(), 1)/len(x)
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in net.parameters())
+        passes = 3 if learns else 2 if torch.is_grad_enabled() and x.requires_grad else 1
+        self.work[name] = self.work.get(name, 0) + passes*len(x)
+
+    @property
+    def evaluations(self)->float:
+        "So far"
+        return sum(n*self.flops[k] for k,n in self.work.items())/self.flops.get(self.unit, 1)
+
+# %% ../nbs/07_training.ipynb #c022
 @contextmanager
 def asking_for_gradients(player:Player):
     "Within, the parameters that learn ask for gradients"
@@ -110,7 +144,7 @@ def asking_for_gradients(player:Player):
     finally:
         for p in player.learning(): p.requires_grad_(False)
 
-# %% ../nbs/07_training.ipynb #c021
+# %% ../nbs/07_training.ipynb #c024
 def backward(
     learner,           # a `Learner`: its objective, config and step
     name:str,          # of the loss
@@ -125,7 +159,7 @@ def backward(
         total = total + loss.detach()
     return total
 
-# %% ../nbs/07_training.ipynb #c022
+# %% ../nbs/07_training.ipynb #c025
 class Learner:
     "The state of a run, and one step of it"
     def __init__(self,
@@ -138,6 +172,8 @@ class Learner:
         self.optimizers = {k:torch.optim.Adam(p.learning(), lr=p.lr, betas=p.betas, eps=p.eps, fused=True) for k,p in objective.players.items()}
         self.averages = {k:deepcopy(p.net).eval().requires_grad_(False) for k,p in objective.players.items() if p.ema}
         for p in objective.players.values(): p.net.train().requires_grad_(False)
+        networks = {k:p.net for k,p in objective.players.items()}
+        self.meter = Meter({**networks, **getattr(objective, 'helpers', {})}, objective.product)
 
     @property
     def nimg(self)->int:
@@ -148,6 +184,10 @@ class Learner:
         "The network that samples come from: averaged where there is an average"
         name = self.objective.product
         return self.averages.get(name, self.objective.players[name].net)
+
+    def keep(self, folder:Path, mark:int):
+        "Write a snapshot of it, named after this many images"
+        save_tensors(snapshot_path(folder, mark), self.objective.players[self.objective.product].plain(self.product()), nimg=self.nimg)
 
     def turn(self, turn:Turn, batch:Batch)->torch.Tensor:
         "One optimizer step of one player; returns its mean loss"
@@ -167,7 +207,7 @@ class Learner:
             update_ema(average, player, ema_beta(self.nimg, self.config.batch_size, *player.ema))
         return losses
 
-# %% ../nbs/07_training.ipynb #c028
+# %% ../nbs/07_training.ipynb #c031
 def learner_state(learner:Learner)->dict:
     "Weights, averages and optimizers of all players, as tensors by name"
     out = {}
@@ -187,7 +227,7 @@ def restore_learner(learner:Learner, tensors:dict, step:int):
     for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'))
     learner.step = step
 
-# %% ../nbs/07_training.ipynb #c031
+# %% ../nbs/07_training.ipynb #c034
 def watched()->bool:
     "Is somebody looking, in a notebook or a terminal, rather than a log?"
     if os.environ.get('GDPT_PROGRESS') == 'plain': return False
@@ -216,15 +256,23 @@ class Progress:
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #c034
-TRAINING_ROOMS = ('data', 'unet', 'denoiser', 'discriminator', 'objectives/denoising', 'objectives/gan', 'training', 'runs')
+# %% ../nbs/07_training.ipynb #c037
+TRAINING_ROOMS = ('data', 'unet', 'denoiser', 'sampling', 'training')     # what every training uses
 
 def fingerprint(
     rooms=TRAINING_ROOMS,    # names of modules, without `gdpt/` and `.py`
 )->dict:                     # room -> checksum
-    "Checksums of the modules that decide what training does, or of others"
+    "Checksums of modules"
     here = Path(gdpt.__file__).parent
     return {r:file_checksum(here/f'{r}.py') for r in rooms if (here/f'{r}.py').exists()}
+
+def rooms_of(
+    objective:Objective,     # `parts`, where it has them, are objectives it is made of
+)->list:                     # names of modules
+    "The modules that decide what training by an objective does: its classes', its networks', and `TRAINING_ROOMS`"
+    things = [objective, *getattr(objective, 'parts', ()), *(p.net for p in objective.players.values())]
+    modules = {c.__module__ for t in things for c in type(t).__mro__ if c.__module__.startswith('gdpt.')}
+    return sorted({m.removeprefix('gdpt.').replace('.','/') for m in modules}.union(TRAINING_ROOMS))
 
 def record()->dict:
     "Machine and versions behind a run"
@@ -236,7 +284,7 @@ def cpu_name()->str:
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or 'unknown'
 
-# %% ../nbs/07_training.ipynb #c037
+# %% ../nbs/07_training.ipynb #c040
 LOG_STEPS = 25       # steps between two rows of the log
 SAVE_SECONDS = 20.   # time between two saved states
 
@@ -256,7 +304,7 @@ class Log:
             if new: csv.writer(f).writerow(row)
             csv.writer(f).writerow(row.values())
 
-# %% ../nbs/07_training.ipynb #c040
+# %% ../nbs/07_training.ipynb #c043
 @contextmanager
 def hold_lock(folder:Path):
     "Hold the lock of a run folder; says so once if it has to wait. What a killed process left half-written is removed"
@@ -277,7 +325,7 @@ def done(folder)->dict|None:
     path = Path(folder)/'DONE'
     return json.loads(path.read_text()) if path.exists() else None
 
-# %% ../nbs/07_training.ipynb #c042
+# %% ../nbs/07_training.ipynb #c045
 def train(
     objective:Callable,    # builds the `Objective`; called once the folder is known to need training
     data:Images,           # real images
@@ -304,7 +352,7 @@ def threads_and_rng(threads:int):
         torch.set_num_threads(before)
         torch.set_rng_state(rng)
 
-# %% ../nbs/07_training.ipynb #c043
+# %% ../nbs/07_training.ipynb #c046
 class DivergedError(ArithmeticError):
     "A loss is no longer a finite number"
 
@@ -324,12 +372,13 @@ def resume(
 )->dict:               # `seconds` spent so far, and the `code` that the run began with
     "Take up the saved state of a run, if there is one"
     path = folder/'state.safetensors'
-    if not path.exists(): return dict(seconds=0., code=fingerprint())
+    if not path.exists(): return dict(seconds=0., code=fingerprint(rooms_of(learner.objective)))
     tensors,meta = load_tensors(path)
     restore_learner(learner, tensors, meta['step'])
+    learner.meter.work,learner.meter.flops = meta['work'],meta['flops']
     return meta
 
-# %% ../nbs/07_training.ipynb #c044
+# %% ../nbs/07_training.ipynb #c047
 def finish(
     learner:Learner,     # fresh
     data:Images,         # real images
@@ -350,13 +399,13 @@ def finish(
         for k,v in learner.advance(Batch(to_float(data.images[idx]), None if data.labels is None else data.labels[idx])).items(): sums.setdefault(k, []).append(v)
         mark,row = marks.get(learner.step),learner.step % LOG_STEPS == 0 or learner.step == total
         if mark or row: means = mean_losses(sums, f'in {name} at {learner.nimg:,} images')
-        if mark: save_tensors(snapshot_path(folder, mark), learner.product().state_dict(), nimg=learner.nimg)
+        if mark: learner.keep(folder, mark)
         if not row: continue
-        log.add({'nimg':learner.nimg, 'seconds':elapsed(), **columns, **means})
+        log.add({'nimg':learner.nimg, 'seconds':elapsed(), 'evaluations':round(learner.meter.evaluations, 1), **columns, **means})
         bar.update(learner.nimg, **means)
         sums = {}
         if time.monotonic()-saved > SAVE_SECONDS or learner.step == total:
-            save_tensors(folder/'state.safetensors', learner_state(learner), step=learner.step, seconds=elapsed(), code=meta['code'])
+            save_tensors(folder/'state.safetensors', learner_state(learner), step=learner.step, seconds=elapsed(), work=learner.meter.work, flops=learner.meter.flops, code=meta['code'])
             saved = time.monotonic()
     bar.close()
     write_done(learner, folder, elapsed(), meta['code'])
@@ -364,7 +413,22 @@ def finish(
 def write_done(learner:Learner, folder:Path, seconds:float, code:dict):
     "Close a run: its last snapshot is there, and `DONE` says how it was made"
     last = snapshot_path(folder, learner.config.images)
-    if not last.exists(): save_tensors(last, learner.product().state_dict(), nimg=learner.nimg)
+    if not last.exists(): learner.keep(folder, learner.config.images)
     frozen = {k:p.frozen_fraction() for k,p in learner.objective.players.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
-    write_text(folder/'DONE', json.dumps(dict(nimg=learner.nimg, seconds=seconds, frozen_fraction=frozen, peak_mib=peak, code=code, **record()), indent=1))
+    write_text(folder/'DONE', json.dumps(dict(nimg=learner.nimg, seconds=seconds, evaluations=learner.meter.evaluations, frozen_fraction=frozen, peak_mib=peak, code=code, **record()), indent=1))
+
+# %% ../nbs/07_training.ipynb #c049
+def cost_at(
+    folder,        # run folder
+    nimg:int,      # images seen
+)->dict:           # `evaluations` and `seconds` up to there
+    "Work and time that a run had spent after this many images"
+    rows = list(csv.DictReader((Path(folder)/'log.csv').open()))
+    at = [0., *(float(r['nimg']) for r in rows)]
+    def between(name):
+        known = [0., *(float(r[name]) for r in rows)]
+        i = min(bisect_left(at, nimg), len(at)-1)
+        if i == 0 or at[i] <= nimg: return known[i]
+        return known[i-1] + (known[i]-known[i-1])*(nimg-at[i-1])/(at[i]-at[i-1])
+    return {k:round(between(k), 2) for k in ('evaluations','seconds')}

@@ -242,6 +242,14 @@ class UNet(nn.Module):
     "What the families share; they add `embed` (of noise level and labels) and `head` (from the last map to the image)"
     cfg:NetConfig        # what it was built from
 
+    def add_target(self):
+        "The embedding of a second noise level, off at the start: the last thing to be drawn, so the other weights are those of a net without it"
+        if not self.cfg.target_level: return
+        c,f = self.cfg.model_channels,FAMILIES[self.cfg.arch]
+        self.map_level = PositionalEmbedding(c, endpoint=True)
+        self.map_target0,self.map_target1 = (init(nn.Linear(i, c*self.cfg.channel_mult_emb), f) for i in (c, c*self.cfg.channel_mult_emb))
+        for p in self.map_target1.parameters(): nn.init.zeros_(p)
+
     def encoder_maps(self, x, emb):
         maps,aux = [],x
         for name,layer in self.enc.items():
@@ -254,8 +262,10 @@ class UNet(nn.Module):
         c_noise:torch.Tensor,                   # transformed noise level, (n,); (1,) if it is the same for all and there are no labels
         class_labels:torch.Tensor|None=None,    # one-hot, float, (n,label_dim)
         augment_labels:torch.Tensor|None=None,  # how the images were augmented, (n,augment_dim); None: they were not
+        c_target:torch.Tensor|None=None,        # transformed level to which a step leads, (n,), for networks of two levels (`target_level`)
     )->torch.Tensor:                            # (n,c,h,w)
         emb = self.embed(c_noise, class_labels, augment_labels)
+        if self.cfg.target_level: emb = emb + self.map_target1(F.silu(self.map_target0(self.map_level(c_target))))
         maps = self.encoder_maps(x, emb)
         x = maps[-1]
         for name,layer in self.dec.items():
@@ -299,6 +309,7 @@ class SongUNet(UNet):
         self.dec = make_decoder(cfg, skips)
         cout,name = c*cfg.channel_mult[0],f'{cfg.resolution}x{cfg.resolution}_aux_'
         self.dec[name+'norm'],self.dec[name+'conv'] = group_norm(cout, f.eps),init(Conv(cout, cfg.channels, 3), f, f.last_gain)
+        self.add_target()
 
     def embed(self, c_noise, class_labels=None, augment_labels=None):
         check_labels(class_labels, self.cfg.label_dim)
@@ -327,6 +338,7 @@ class DhariwalUNet(UNet):
         self.dec = make_decoder(cfg, skips)
         cout = c*cfg.channel_mult[0]
         self.out_norm,self.out_conv = group_norm(cout, f.eps),init(Conv(cout, cfg.channels, 3), f, f.last_gain)
+        self.add_target()
 
     def embed(self, c_noise, class_labels=None, augment_labels=None):
         check_labels(class_labels, self.cfg.label_dim)
@@ -352,7 +364,7 @@ def make_net(
     if never: raise ValueError(f'attn_resolutions {never} never occur: this network visits {visited}')
     return (DhariwalUNet if cfg.arch == 'adm' else SongUNet)(cfg)
 
-# %% ../nbs/02_unet.ipynb #c057
+# %% ../nbs/02_unet.ipynb #c059
 ROLES = 'conv','proj','qkv','skip','norm','affine','embedding','io'
 
 def param_role(
@@ -365,18 +377,21 @@ def param_role(
     if re.search(r'\b(?:(?:enc|dec)\.\d+x\d+_\w+|out_norm|out_conv)\.(?:weight|bias)$', name): return 'io'
     raise ValueError(f'{name!r} is not a parameter of a U-Net of this room: expected a name like enc.8x8_block0.conv1.weight')
 
-# %% ../nbs/02_unet.ipynb #c060
-FREEZE = (), ('conv','proj'), ('conv','proj','qkv'), ('conv','proj','qkv','skip')   # roles that are frozen at levels 0..3
+# %% ../nbs/02_unet.ipynb #c062
+_of = lambda *roles: lambda name: param_role(name) in roles
+FREEZE = {0:_of(), 1:_of('conv','proj'), 2:_of('conv','proj','qkv'), 3:_of('conv','proj','qkv','skip'),   # which parameters, by name, are frozen
+          'but_norm_affine':lambda name: param_role(name) not in ('norm','affine'), 'lora':lambda name: True,
+          'but_encoder':lambda name: not re.search(r'\benc\.', name), 'but_decoder':lambda name: not re.search(r'\b(dec\.|out_)', name)}
 
 def frozen_names(
     net:nn.Module,    # a raw network, or a module that wraps nothing but one
-    level:int,        # 0 (D2O), 1 (D2O-F), 2 or 3
+    level=0,          # a key of `FREEZE`: 0 (D2O), 1 (D2O-F), 2, 3 or a word
 )->set:               # names of parameters of `net`
     "What a freeze level keeps at its pre-trained value"
-    if level not in range(len(FREEZE)): raise ValueError(f'freeze level {level!r}: expected 0, 1, 2 or 3')
-    return {name for name,_ in net.named_parameters() if level and param_role(name) in FREEZE[level]}
+    if level not in FREEZE: raise ValueError(f"freeze level {level!r}: expected one of {', '.join(map(str, FREEZE))}")
+    return {name for name,_ in net.named_parameters() if FREEZE[level](name)}
 
-# %% ../nbs/02_unet.ipynb #c061
+# %% ../nbs/02_unet.ipynb #c063
 def frozen_fraction(
     net:nn.Module,    # as in `frozen_names`
     names:set,        # names of its frozen parameters
