@@ -24,6 +24,7 @@ from .discriminator import EncoderFeatures, FeatureDiscriminator, LayerFeatures,
 from .judges import load_judge
 from .metrics import floors, measure
 from .objectives.denoising import Denoising
+from .objectives.distillation import Distillation
 from .objectives.gan import generator_player
 from .objectives.sum import Sum
 from .sampling import draw_images, nfe
@@ -116,13 +117,14 @@ def make_discriminator(config:FinetuneConfig, denoiser:Denoiser=None):
 
 # %% ../nbs/11_runs.ipynb #c012
 def objective_class(
-    name:str,      # 'module.Class' under `gdpt.objectives`
+    name:str,      # 'module.Class' under `gdpt.objectives`, or of any other module that can be imported
 )->type:
     "The class that a config names"
     module,_,cls = name.rpartition('.')
-    known = find_spec(f'gdpt.objectives.{module}') if module.isidentifier() else None
-    found = getattr(import_module(f'gdpt.objectives.{module}'), cls, None) if known else None
-    if not hasattr(found, 'build'): raise ValueError(f"no objective {name!r}: expected 'module.Class' of nbs/objectives, as in 'gan.GAN' or 'distillation.CD'")
+    ours = module.isidentifier() and find_spec(f'gdpt.objectives.{module}')
+    try: found = getattr(import_module(f'gdpt.objectives.{module}' if ours else module), cls, None)
+    except (ImportError, ValueError): found = None
+    if not hasattr(found, 'build'): raise ValueError(f"no objective {name!r}: expected 'module.Class' of nbs/objectives, as in 'gan.GAN' or 'distillation.CD', with a class method `build`")
     return found
 
 def last_layer(net)->str: return [k for k,p in net.named_parameters() if param_role(k) == 'io' and p.ndim == 4][-1]
@@ -140,7 +142,8 @@ def make_objective(
 
 def needs_denoiser(config:FinetuneConfig)->bool:
     "Does this run use pre-trained weights?"
-    return config.init == 'pretrained' or config.discriminator == 'encoder' or config.positives == 'teacher' or config.losses != ('gan.GAN',)
+    learns = any(issubclass(objective_class(name), Distillation) for name in config.losses)
+    return config.init == 'pretrained' or config.discriminator == 'encoder' or config.positives == 'teacher' or learns
 
 # %% ../nbs/11_runs.ipynb #c015
 def starting_from(

@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import ROOT
 
-FIRST = ['pretrain', 'd2o']  # run studies, in the order of their inputs; the reports read what these leave
-STUDIES = sorted((ROOT/'nbs'/'studies').glob('*.ipynb'), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST), p.stem))
-COLUMNS = ['study', 'arm', 'seed', 'nimg', 'nfe', 'metric', 'value', 'floor', 'run']
+FIRST = ['pretrain', 'd2o', 'tune']  # run studies, in the order of their inputs; the reports read what these leave, and `verdicts` what reports decide
+STUDIES = sorted((ROOT/'nbs'/'studies').glob('*.ipynb'), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST) + (p.stem == 'verdicts'), p.stem))
+COLUMNS = ['study', 'arm', 'seed', 'nimg', 'nfe', 'metric', 'value', 'floor', 'run', 'evaluations', 'seconds']
+CLAIMS = ['C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9']
 
 
 def results_of(root):
@@ -37,12 +38,15 @@ def run_smoke(tree, name, **params):
     return run_study(tree/'nbs'/'studies'/f'{name}.ipynb', tree/'executed'/f'{name}.ipynb', **params)
 
 
-def test_there_are_studies(): assert {'pretrain', 'd2o', 'data_efficiency', 'gallery'} <= {p.stem for p in STUDIES}
+def test_there_are_studies():
+    from gdpt.studies import REPORTS
+    assert {p.stem for p in STUDIES} == {*FIRST, *REPORTS, 'verdicts'}
 
 
 @pytest.mark.parametrize('name', [p.stem for p in STUDIES])
 def test_smoke(tree, name):
-    run_smoke(tree, name, tier='smoke')
+    from gdpt.studies import OWNER
+    for more in [dict(study=s, seeds=[0, 1]) for s in sorted({*OWNER.values()} - {'d2o'})] if name == 'tune' else [{}]: run_smoke(tree, name, tier='smoke', **more)
     assert (tree/'executed'/f'{name}.ipynb').is_file()
 
 
@@ -56,6 +60,11 @@ def test_smoke_results(tree):
     d2o = [r for r in rows if r['study'] == 'd2o']
     assert {r['arm'] for r in d2o} >= {'teacher', 'untuned', 'd2o', 'd2o_f', 'from_random', 'random_frozen'}
     assert {r['metric'] for r in d2o} == {'fd', 'fd_alt', 'fd_pix', 'kid', 'precision', 'recall', 'nearest'}
+    assert {r['arm'] for r in rows if r['study'] == 'gan_vs_distillation'} >= {'pd', 'cd', 'ctm', 'rcd', 'pd_gan', 'cd_gan', 'ctm_gan', 'rcd_gan'}
+    assert all(float(r['evaluations']) > 0 and float(r['seconds']) > 0 for r in rows if r['arm'] in ('d2o', 'pd', 'ctm_gan', 'lora'))
+    with open(tree/'data'/'smoke'/'verdicts.csv', newline='') as f: verdicts = list(csv.DictReader(f))
+    assert list(verdicts[0]) == ['claim', 'statement', 'effect', 'low', 'high', 'floor', 'verdict', 'tier', 'runs']
+    assert [v['claim'] for v in verdicts] == CLAIMS and {v['verdict'] for v in verdicts} <= {'supported', 'refuted', 'undecided'}
     pictures = {p.name for p in (tree/'figures'/'smoke').iterdir()}
     assert pictures and {Path(p).stem + e for p in pictures for e in ('.png', '.pdf')} == pictures
     assert not (tree/'data'/'tiny').exists() and not (tree/'figures'/'tiny').exists()
