@@ -268,7 +268,7 @@ def make_tier(
     widths = {'_half':pretrain.net.model_channels//2, '_quarter':pretrain.net.model_channels//4}
     denoisers = {'denoiser':pretrain, **{f'denoiser{k}':widened(pretrain, model_channels=c) for k,c in widths.items()}, 'denoiser_cond':widened(pretrain, label_dim=classes),
                  'denoiser_16th':scaled(pretrain, 1/16), 'denoiser_4th':scaled(pretrain, 1/4)}
-    arms = {**headline_arms(d2o, lr_frozen, lr_random), **step_arms(d2o, widths), **distillation_arms(d2o), 'd2o_pre16':scaled(d2o, .5), 'd2o_pre4':scaled(d2o, .5),
+    arms = {**headline_arms(d2o, lr_frozen, lr_random), **step_arms(d2o, widths), **distillation_arms(d2o), 'd2o_pre16':often(d2o), 'd2o_pre4':often(d2o),
             **freezing_arms(d2o, lr_frozen), **discriminator_arms(d2o, lr_frozen, classes)}
     steps = pretrain.sample_steps
     many = {'teacher':'denoiser', 'teacher_half':'denoiser_half', 'teacher_quarter':'denoiser_quarter', 'teacher_cond':'denoiser_cond'}
