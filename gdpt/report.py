@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
            'mean_sd', 'markdown', 'over_images', 'over_metrics', 'images_to_reach', 'committed_rows', 'differences',
            'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs', 'stale_runs', 'made_by',
-           'page_notes', 'verdict_section', 'write_results']
+           'page_notes', 'verdict_section', 'other_tables', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
 import io, json, subprocess
@@ -129,7 +129,8 @@ def over_metrics(
     r = r[r.nimg == r.groupby('arm').nimg.transform('max')]
     order = [m for m in ('fd','fd_alt','fd_pix','kid','precision','recall','nearest') if m in set(r.metric)]
     t = r.groupby(['arm','metric']).value.agg(mean_sd).unstack()[order].reindex(arms)
-    return t.assign(NFE=[str(r[r.arm == a].nfe.iloc[0]) for a in arms]).rename_axis('arm')
+    first = lambda a: r[r.arm == a].iloc[0]
+    return t.assign(images=[f'{first(a).nimg/1000:g}k' for a in arms], NFE=[str(first(a).nfe) for a in arms], seeds=[str(r[r.arm == a].seed.nunique()) for a in arms]).rename_axis('arm')
 
 # %% ../nbs/12_report.ipynb #c020
 def images_to_reach(
@@ -247,6 +248,15 @@ def verdict_section(tier:Tier)->list:
             'Supported: the whole interval over seeds lies above the floor. Refuted: below.', markdown(verdict_table(v))]
 
 # %% ../nbs/12_report.ipynb #c034
+def other_tables(
+    tier:Tier,
+    rows,          # DataFrame of rows
+)->list:           # Markdown
+    "The arms of all other studies, each under the study that owns it"
+    order = [*tier.samplers, *tier.arms]
+    studies = {s:[a for a in order if a in set(r.arm)] for s,r in rows[~rows.study.isin(['d2o','pretrain'])].groupby('study')}
+    return [t for s,arms in studies.items() for t in (f'### Arms of study `{s}`', markdown(over_metrics(rows[rows.study == s], arms)))]
+
 def write_results(
     tier:Tier,
     minutes:float=None,    # that the reproduction took, where it is known
@@ -263,7 +273,7 @@ def write_results(
         f'## Fréchet distance over real images seen\n\nFeatures of the first judge, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
         markdown(over_images(d2o, 'fd', trained)),
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',
-        markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *page_notes(tier, rows, runs),
+        markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *other_tables(tier, rows), *page_notes(tier, rows, runs),
         '## Figures', *(f'![{p.stem}]({up}figures/{tier.name}/{p.name})' for p in pictures),
         '## Made by', made_by(runs, minutes)]) + '\n')
     return page

@@ -222,9 +222,9 @@ def headline_arms(d2o:FinetuneConfig, lr_frozen:float, lr_random:float)->dict:
     return {'d2o':often(d2o), 'd2o_f':frozen, 'from_random':replace(d2o, init='random', lr=lr_random, lr_disc=lr_random), 'random_frozen':replace(frozen, init='random')}
 
 # %% ../nbs/00_tiers.ipynb #c026
-def step_arms(d2o:FinetuneConfig, widths:dict)->dict:
+def step_arms(d2o:FinetuneConfig, steps:tuple, widths:dict)->dict:
     "Generators of several calls, and of narrower networks (suffix -> channels)"
-    return {'d2o_2step':replace(often(d2o), sample_steps=2), 'd2o_4step':replace(often(d2o), sample_steps=4),
+    return {**{f'd2o_{n}step':replace(often(d2o), sample_steps=n) for n in steps},
             **{f'd2o{k}':widened(often(d2o), model_channels=c) for k,c in widths.items()}}
 
 def distillation_arms(d2o:FinetuneConfig)->dict:
@@ -261,6 +261,7 @@ def make_tier(
     classes:int,                # of the class-conditional runs
     lr_frozen:float,            # generator's learning rate when most of it is frozen
     lr_random:float,            # both players' learning rate from random weights
+    steps:tuple=(2,4,8),        # calls of the generators of several calls
     **rest,                     # the other fields of `Tier`
 )->Tier:
     "The tables of a tier"
@@ -268,7 +269,7 @@ def make_tier(
     widths = {'_half':pretrain.net.model_channels//2, '_quarter':pretrain.net.model_channels//4}
     denoisers = {'denoiser':pretrain, **{f'denoiser{k}':widened(pretrain, model_channels=c) for k,c in widths.items()}, 'denoiser_cond':widened(pretrain, label_dim=classes),
                  'denoiser_16th':scaled(pretrain, 1/16), 'denoiser_4th':scaled(pretrain, 1/4)}
-    arms = {**headline_arms(d2o, lr_frozen, lr_random), **step_arms(d2o, widths), **distillation_arms(d2o), 'd2o_pre16':often(d2o), 'd2o_pre4':often(d2o),
+    arms = {**headline_arms(d2o, lr_frozen, lr_random), **step_arms(d2o, steps, widths), **distillation_arms(d2o), 'd2o_pre16':often(d2o), 'd2o_pre4':often(d2o),
             **freezing_arms(d2o, lr_frozen), **discriminator_arms(d2o, lr_frozen, classes)}
     steps = pretrain.sample_steps
     many = {'teacher':'denoiser', 'teacher_half':'denoiser_half', 'teacher_quarter':'denoiser_quarter', 'teacher_cond':'denoiser_cond'}
