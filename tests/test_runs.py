@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 from gdpt.__main__ import main
-from gdpt.checkpoints import find_snapshot, load_denoiser, load_tensors
+from gdpt.checkpoints import file_checksum, find_snapshot, load_denoiser, load_tensors
 from gdpt.data import load_images
 from gdpt.denoiser import GaussianDenoiser
 from gdpt.judges import load_judge
 from gdpt.metrics import measure
 from gdpt.runs import finetune, new_denoiser, pretrain, samples_of
 from gdpt.sampling import BLOCK, heun, latents, nfe, noise_levels
-from gdpt.tiers import get_tier
+from gdpt.tiers import get_tier, read_config
+from gdpt.training import Learner, done
 from gdpt.unet import frozen_names
 
 SMOKE = get_tier('smoke')
@@ -135,3 +136,53 @@ def test_denoisers_of_both_kinds_open_alike(tmp_path, denoiser):
     for folder in (denoiser, run):
         d = load_denoiser(folder)
         assert d(x, 80.).shape == x.shape and not any(p.requires_grad for p in d.parameters())
+
+
+def test_stages_of_distillation(tmp_path, denoiser):
+    "Each stage starts from the one before, samples in its own number of calls, and its rows pay for all stages"
+    eight = finetune(SMOKE.arms['pd_8'], denoiser, tmp_path/'8')
+    assert main(['finetune', '--arm', 'pd_4', '--tier', 'smoke', '--denoiser', str(denoiser), '--teacher', str(eight), '--out', str(tmp_path/'4')]) == 0
+    assert read_config(tmp_path/'4').teacher_checksum == file_checksum(find_snapshot(eight))
+    assert not samples_of(tmp_path/'4', 4).equal(samples_of(tmp_path/'4', 4, num_steps=1))
+    other = finetune(replace(SMOKE.arms['pd_8'], seed=1), denoiser, tmp_path/'8b')
+    with pytest.raises(ValueError, match='teacher_checksum'): finetune(SMOKE.arms['pd_4'], denoiser, tmp_path/'4', teacher=other)
+
+
+@pytest.mark.parametrize('arm', ['ctm_gan', 'lora'])
+def test_resume_is_exact(tmp_path, denoiser, arm, monkeypatch):
+    "Several losses, or adapters: a run cut off goes on to the same bits, and to the same count of work"
+    monkeypatch.setattr('gdpt.training.SAVE_SECONDS', 0.)
+    monkeypatch.setattr('gdpt.training.LOG_STEPS', 1)
+    config = replace(SMOKE.arms[arm], images=96, snapshots=())
+    whole, calls = finetune(config, denoiser, tmp_path/'whole'), 0
+
+    def failing(self, *args, original=Learner.advance):
+        nonlocal calls
+        calls += 1
+        if calls == 3: raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr(Learner, 'advance', failing)
+        with pytest.raises(KeyboardInterrupt): finetune(config, denoiser, tmp_path/'cut')
+    assert done(tmp_path/'cut') is None
+    finetune(config, denoiser, tmp_path/'cut')
+    assert find_snapshot(tmp_path/'cut').read_bytes() == find_snapshot(whole).read_bytes()
+    assert done(tmp_path/'cut')['evaluations'] == done(whole)['evaluations']
+
+
+def test_misused_objectives(capsys, tmp_path, denoiser):
+    line = ['finetune', '--tier', 'smoke', '--denoiser', denoiser, '--out', tmp_path/'x']
+    assert "unknown arm 'ctn'" in one_line(capsys, *line, '--arm', 'ctn')
+    assert 'num_steps must be at least 1, got 0' in one_line(capsys, *line, '--sample-steps', '0')
+    assert 'at least 2 levels' in one_line(capsys, *line, '--arm', 'cd', '--levels', '1')
+    assert 'set net.target_level' in one_line(capsys, *line, '--losses', 'distillation.CTM')
+    assert 'must fall from sigma_max to sigma_min' in one_line(capsys, *line, '--sigma-max', '.001')
+    assert "no objective 'gan.Gan'" in one_line(capsys, *line, '--losses', 'gan.Gan')
+    flat = pretrain(replace(SMOKE.pretrain, ema_halflife_kimg=0.), tmp_path/'flat')
+    capsys.readouterr()
+    assert 'has no averaged weights' in one_line(capsys, 'finetune', '--tier', 'smoke', '--denoiser', flat, '--out', tmp_path/'x')
+    narrow = pretrain(replace(SMOKE.pretrain, net=replace(SMOKE.pretrain.net, model_channels=8)), tmp_path/'narrow')
+    capsys.readouterr()
+    assert 'has another network' in one_line(capsys, *line, '--teacher', narrow, '--arm', 'pd_4')
+    assert not (tmp_path/'x').exists() or not any(p.name[0] != '.' for p in (tmp_path/'x').iterdir())   # nothing was claimed by a mistake
