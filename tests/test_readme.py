@@ -1,9 +1,11 @@
 "The numbers in README are those of the committed table, not somebody's memory of it"
+import io
 import subprocess
 
+import pandas as pd
 import pytest
 from conftest import ROOT
-from gdpt.report import committed_rows, markdown, over_images, over_metrics
+from gdpt.report import committed_rows, markdown, over_images, over_metrics, verdict_table
 from gdpt.tiers import get_tier
 
 TUNED = ['d2o', 'd2o_f', 'from_random', 'random_frozen']
@@ -33,3 +35,11 @@ def test_headline():
     assert end['teacher'] <= 3 and end['untuned'] > 500 and end['d2o'] <= 8 and end['d2o_f'] <= 8 and end['random_frozen'] > 100
     for n in (5_000, 10_000, 25_000, 50_000): assert mean['from_random'][n] > max(mean['d2o'][n], mean['d2o_f'][n])
     assert set(fd[fd.arm.isin(TUNED[:3])].groupby('arm').seed.nunique()) == {3}
+
+
+def test_verdicts():
+    "README shows each claim with its verdict, effect, interval and floor as `verdicts.csv` has them"
+    readme, table = committed('README.md'), verdict_table(pd.read_csv(io.StringIO(committed('data/tiny/verdicts.csv'))))
+    assert list(table.index) == ['C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9']
+    table['statement'] = table.statement.str.split(': ').str[0]
+    assert markdown(table) in readme, f'README should have:\n{markdown(table)}'
