@@ -182,7 +182,8 @@ def in_spaces(
     first,*others = decided = {m:all_of(p) for m,p in parts.items()}
     said = {m:p.verdict() for m,p in decided.items()}
     verdict = 'undecided' if {said[m] for m in (first,*others[:1])} == {'supported','refuted'} else said[first]
-    return decided[first],verdict,'; '.join(f'in {m} {said[m]} ({decided[m].effect:.2f} against {decided[m].floor:.2f})' for m in others)
+    numbers = lambda d: f'{d.effect:.2f} against {d.floor:.2f}' if math.isfinite(d.effect) else 'without a number: an arm does not get there, or has too few seeds'
+    return decided[first],verdict,'; '.join(f'in {m} {said[m]} ({numbers(decided[m])})' for m in others)
 
 # %% ../nbs/17_claims.ipynb #c036
 @dataclass(frozen=True)
