@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'ORDER', 'decide', 'draw_again', 'variance', 'bootstrap', 'seed_floor', 'of_arms', 'common_images', 'absent',
-           'logs', 'log_ratio', 'along', 'cost_of', 'Part', 'all_of', 'in_spaces', 'Verdict', 'verdict_of',
-           'not_decided', 'save_verdict', 'read_verdicts', 'collect_verdicts']
+           'logs', 'log_ratio', 'along', 'Part', 'all_of', 'in_spaces', 'Verdict', 'verdict_of', 'not_decided',
+           'save_verdict', 'read_verdicts', 'collect_verdicts']
 
 # %% ../nbs/17_claims.ipynb #c002
 import json, math
@@ -141,19 +141,6 @@ def along(
 )->float:          # not a number before the first point and after the last
     "A curve between its points, along straight lines in the logarithms of both axes"
     return float(np.exp(np.interp(math.log(at), np.log(np.asarray(x, float)), np.log(np.asarray(y, float)), math.nan, math.nan)))
-
-def cost_of(
-    x,             # ascending and positive: images, or cost; (n,)
-    y,             # positive, falling on the whole, (n,)
-    goal:float,    # distance to be reached
-)->float:          # the first point where the curve starts below `goal`; beyond the last where it ends above, not a number if it does not fall there
-    "Where a curve first passes below `goal`, along the same lines"
-    x,y = np.asarray(x, float),np.asarray(y, float)
-    below = np.flatnonzero(y <= goal)
-    if len(below) and below[0] == 0: return float(x[0])
-    i = below[0] if len(below) else len(y)-1
-    if i == 0 or y[i] >= y[i-1]: return math.nan
-    return float(x[i-1]*(x[i]/x[i-1])**(math.log(y[i-1]/goal)/math.log(y[i-1]/y[i])))
 
 # %% ../nbs/17_claims.ipynb #c030
 ORDER = ('refuted','undecided','supported')     # what a claim of several parts listens to first

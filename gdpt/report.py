@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
-           'mean_sd', 'markdown', 'over_images', 'over_metrics', 'images_to_reach', 'committed_rows', 'differences',
-           'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs', 'stale_runs', 'made_by',
-           'page_notes', 'verdict_section', 'other_tables', 'write_results']
+           'mean_sd', 'markdown', 'over_images', 'over_metrics', 'crossing', 'images_to_reach', 'committed_rows',
+           'differences', 'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs', 'stale_runs',
+           'made_by', 'page_notes', 'verdict_section', 'other_tables', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
-import io, json, subprocess
+import io, json, math, subprocess
 from decimal import Decimal
 from pathlib import Path
 from .checkpoints import write_text
@@ -133,19 +133,28 @@ def over_metrics(
     return t.assign(images=[f'{first(a).nimg/1000:g}k' for a in arms], NFE=[str(first(a).nfe) for a in arms], seeds=[str(r[r.arm == a].seed.nunique()) for a in arms]).rename_axis('arm')
 
 # %% ../nbs/12_report.ipynb #c020
+def crossing(
+    x,             # ascending and positive: images, or cost; (n,)
+    y,             # positive, falling on the whole, (n,)
+    goal:float,    # distance to be reached
+)->float:          # the first point where the curve starts below `goal`; beyond the last where it ends above, not a number if it does not fall there
+    "Where a curve first passes below `goal`, along straight lines in the logarithms of both axes"
+    import numpy as np
+    x,y = np.asarray(x, float),np.asarray(y, float)
+    below = np.flatnonzero(y <= goal)
+    if len(below) and below[0] == 0: return float(x[0])
+    i = below[0] if len(below) else len(y)-1
+    if i == 0 or y[i] >= y[i-1]: return math.nan
+    return float(x[i-1]*(x[i]/x[i-1])**(math.log(y[i-1]/goal)/math.log(y[i-1]/y[i])))
+
 def images_to_reach(
     curve,         # Series of means, falling, indexed by images seen
     goal:float,    # value to be reached
 )->str:            # image count as text, or a bound
-    "Images at which a curve first passes `goal`, linear in the logarithms of both axes"
-    import numpy as np
-    n,v = curve.index.to_numpy(float),curve.to_numpy()
-    below = np.flatnonzero(v <= goal)
-    if not len(below): return f'more than {n[-1]:,.0f}'
-    i = below[0]
-    if i == 0: return f'{n[0]:,.0f} or less'
-    t = np.log(v[i-1]/goal)/np.log(v[i-1]/v[i])
-    return f'{np.exp(np.log(n[i-1]) + t*np.log(n[i]/n[i-1])):,.0f}'
+    "Images at which a curve first passes `goal` (`crossing`), for a table"
+    if curve.min() > goal: return f'more than {curve.index[-1]:,.0f}'
+    if curve.iloc[0] <= goal: return f'{curve.index[0]:,.0f} or less'
+    return f'{crossing(curve.index, curve, goal):,.0f}'
 
 # %% ../nbs/12_report.ipynb #c023
 def committed_rows(tier:Tier):
