@@ -52,7 +52,7 @@ class EncoderFeatures(nn.Module):
 
     def forward(self, images, class_labels=None):
         d = self.denoiser
-        *_,c_in,c_noise = edm_scalings(torch.full((len(images),), self.sigma), d.sigma_data)
+        *_,c_in,c_noise = edm_scalings(images.new_full((len(images),), self.sigma), d.sigma_data)
         return d.net.encode(c_in[:,None,None,None]*images, c_noise, d.one_hot(class_labels, len(images)))
 
 class LayerFeatures(nn.Module):

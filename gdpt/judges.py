@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from .tiers import JudgeConfig
+from .engine import team
 from .data import Images, batch_indices, keyed_generator, load_images, project_root, to_float
 
 # %% ../nbs/08_judges.ipynb #c005
@@ -120,18 +121,19 @@ def train_judge(
     if data.num_classes < 2: raise ValueError(f'{data.name}: a judge is a classifier, expected labelled images of at least two classes')
     train,held_out = split_indices(data.n, cfg.test_fraction, cfg.seed)
     steps = max(10, cfg.epochs*len(train)//cfg.batch_size)
+    device = team().device
     with isolated(cfg.threads, 'judge weights', cfg.seed):
-        judge = Judge(cfg, data.shape[0], data.num_classes)
+        judge = Judge(cfg, data.shape[0], data.num_classes).to(device)
         opt = torch.optim.AdamW(judge.parameters(), lr=cfg.lr, weight_decay=.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(opt, cfg.lr, total_steps=steps)
         for step in range(steps):
             idx = train[batch_indices(len(train), cfg.seed, step, cfg.batch_size)]
             x = noisy_batch(data.images[idx], cfg.noise, keyed_generator('judge noise', cfg.seed, step))
             opt.zero_grad()
-            F.cross_entropy(judge(x), data.labels[idx]).backward()
+            F.cross_entropy(judge(x.to(device)), data.labels[idx].to(device)).backward()
             opt.step(); schedule.step()
         judge.eval().requires_grad_(False)
-        guess = judge.head(judge.features(data.images[held_out])).argmax(1)
+        guess = judge.head(judge.features(data.images[held_out])).argmax(1).cpu()
     judge.accuracy = (guess == data.labels[held_out]).double().mean().item()
     return judge
 

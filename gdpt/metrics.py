@@ -24,7 +24,7 @@ def register(
         get_provided_features_list = staticmethod(lambda: ('features',))
         get_default_feature_layer_for_metric = staticmethod(lambda metric: 'features')
         can_be_compiled = staticmethod(lambda: False)
-        def forward(self, images): return ((to_float(images).flatten(1) if judge is None else judge.features(images)).double(),)
+        def forward(self, images): return ((to_float(images).flatten(1) if judge is None else judge.features(images)).double().cpu(),)
     if name not in FEATURE_EXTRACTORS_REGISTRY: register_feature_extractor(name, Extractor)
     return name
 

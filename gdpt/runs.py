@@ -21,6 +21,7 @@ from .checkpoints import file_checksum, find_snapshot, load_denoiser, snapshots,
 from .data import Images, keyed_generator, load_images, make_images, project_root
 from .denoiser import Denoiser
 from .discriminator import EncoderFeatures, FeatureDiscriminator, LayerFeatures, ScratchDiscriminator
+from .engine import precision, team
 from .judges import load_judge
 from .metrics import floors, measure
 from .objectives.denoising import Denoising
@@ -29,7 +30,7 @@ from .objectives.gan import generator_player
 from .objectives.sum import Sum
 from .sampling import draw_images, nfe
 from .tiers import FinetuneConfig, PretrainConfig, Tier, config_id, get_tier, read_config
-from .training import Objective, Player, cost_at, done, fingerprint, train
+from .training import Objective, Player, cost_at, done, fingerprint, threads_and_rng, train
 from .unet import make_net, param_role
 
 # %% ../nbs/11_runs.ipynb #c005
@@ -82,10 +83,10 @@ def samples_of(
     "Draw images from a run"
     config,d = read_config(folder),load_denoiser(folder, images)
     labels = load_images(config.data).labels if config.net.label_dim else None
-    net,threads = config.net,torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try: return draw_images(d, (net.channels, net.resolution, net.resolution), n, num_steps or config.sample_steps, seed, sampler or config.sampler, labels, getattr(config, 'sigma_max', 80.))
-    finally: torch.set_num_threads(threads)
+    net,device = config.net,team().device
+    shape,levels = (net.channels, net.resolution, net.resolution),num_steps or config.sample_steps
+    with threads_and_rng(config.threads), precision('fp32'):
+        return draw_images(d.to(device), shape, n, levels, seed, sampler or config.sampler, labels, getattr(config, 'sigma_max', 80.), device)
 
 # %% ../nbs/11_runs.ipynb #c011
 @dataclass
@@ -230,7 +231,7 @@ def evaluate(
 # %% ../nbs/11_runs.ipynb #c032
 def tier_judges(tier:Tier)->list:
     "The judges of a tier, trained where they have not been"
-    return [load_judge(j) for j in tier.judges]
+    return [load_judge(j).to(team().device) for j in tier.judges]
 
 def tier_floors(
     tier:Tier,

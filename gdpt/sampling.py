@@ -115,12 +115,13 @@ def draw_images(
     sampler:str='heun',       # one of `SAMPLERS`: 'heun' for denoisers, 'euler' for generators
     labels:torch.Tensor=None, # the data's labels (m,), for a class-conditional denoiser
     sigma_max:float=80.,      # noise level of the latents
-)->torch.Tensor:              # uint8 (n,c,h,w), the same at any `n`
+    device='cpu',             # where the denoiser is; latents are always drawn on the CPU
+)->torch.Tensor:              # uint8 (n,c,h,w) on the CPU, the same at any `n`
     "Samples as an evaluation draws them: in whole blocks, float32, rounded to 8 bits"
     sample,levels = SAMPLERS[sampler]
     sigmas = levels(num_steps, sigma_max=sigma_max)
     full = -(-n//BLOCK)*BLOCK
     noise = latents(full, shape, seed)
     classes = None if labels is None else sample_labels(full, labels, seed)
-    blocks = [sample(denoiser, z, sigmas, None if classes is None else classes[b*BLOCK:(b+1)*BLOCK]) for b,z in enumerate(noise.split(BLOCK))]
-    return to_uint8(torch.cat(blocks)[:n])
+    blocks = [to_uint8(sample(denoiser, z.to(device), sigmas, None if classes is None else classes[b*BLOCK:(b+1)*BLOCK].to(device))).cpu() for b,z in enumerate(noise.split(BLOCK))]
+    return torch.cat(blocks)[:n]

@@ -54,6 +54,8 @@ class PretrainConfig:
     snapshots:tuple[int,...]=()    # image counts at which the averaged weights are kept, beside the last
     sample_steps:int=18            # noise levels of the Heun sampler that draws from it (NFE is twice that, less 1)
     threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
+    precision:Literal['fp32','tf32','bf16']='fp32' # of products and convolutions in training; samples are drawn in fp32
+    compile:bool=False             # torch.compile for the network that is trained
     sampler:ClassVar[str]='heun'   # `gdpt.sampling.SAMPLERS`
 
 # %% ../nbs/00_tiers.ipynb #c009
@@ -99,6 +101,8 @@ class FinetuneConfig:
     snapshots:tuple[int,...]=()    # image counts at which the averaged weights are kept, beside the last
     sample_steps:int=1             # calls of the generator, in training and in sampling
     threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
+    precision:Literal['fp32','tf32','bf16']='fp32' # of products and convolutions in training; samples are drawn in fp32
+    compile:bool=False             # torch.compile for the generator
     sampler:ClassVar[str]='euler'  # `gdpt.sampling.SAMPLERS`
 
 # %% ../nbs/00_tiers.ipynb #c012

@@ -110,11 +110,10 @@ class Distillation:
         student,target = self.pair(batch, draw)
         return self.distance(student, target.detach(), batch.labels)
 
-    def grid(self, dtype=torch.float32)->torch.Tensor:
-        "Ascending levels, 0 first: `config.levels` of them above it"
-        return noise_levels(self.config.levels, sigma_max=self.config.sigma_max).flip(0).to(dtype)
+    def grid(self)->torch.Tensor:
+        "Ascending levels, float64, 0 first: `config.levels` of them above it"
+        return noise_levels(self.config.levels, sigma_max=self.config.sigma_max).flip(0)
 
-    def pick(self, draw, low:int, high:int, n:int)->torch.Tensor: return torch.randint(low, high+1, (n,), generator=draw.generator)   # both ends included
     def noised(self, batch, draw, t): return batch.images + wide(t)*draw.randn(*batch.images.shape).to(batch.images)
     def student_step(self, x, t, s, labels): return step_to(x, t, s, self.generator(x, t, labels, target=s))
 
@@ -123,8 +122,8 @@ class PD(Distillation):
     "One stage of progressive distillation, to `sample_steps` steps (Salimans & Ho 2022, Algorithm 2)"
     def pair(self, batch, draw):
         K,n = self.config.sample_steps,len(batch.images)
-        fine = generator_levels(2*K, sigma_max=self.config.sigma_max).flip(0).to(batch.images.dtype)      # ascending, 2K + 1 of them
-        i = 2*self.pick(draw, 1, K, n)
+        fine = generator_levels(2*K, sigma_max=self.config.sigma_max).flip(0).to(batch.images)            # ascending, 2K + 1 of them
+        i = 2*draw.randint(1, K, n)
         t,u,s = fine[i],fine[i-1],fine[i-2]
         x = self.noised(batch, draw, t)
         with torch.no_grad():
@@ -136,8 +135,8 @@ class PD(Distillation):
 class CD(Distillation):
     "Consistency distillation (Song et al. 2023, Algorithm 2), the target by stop-gradient"
     def pair(self, batch, draw):
-        grid,n = self.grid(batch.images.dtype),len(batch.images)
-        i = self.pick(draw, 2, self.config.levels, n)
+        grid,n = self.grid().to(batch.images),len(batch.images)
+        i = draw.randint(2, self.config.levels, n)
         t,s = grid[i],grid[i-1]
         x = self.noised(batch, draw, t)
         with torch.no_grad(): target = self.generator(heun_step(self.teacher, x, t, s, batch.labels), s, batch.labels)
@@ -148,10 +147,10 @@ class CTM(Distillation):
     "Consistency trajectories (Kim et al. 2024, Equation 7), both sides mapped to the data end"
     two_levels = True
     def pair(self, batch, draw):
-        grid,n,labels = self.grid(batch.images.dtype),len(batch.images),batch.labels
-        i = self.pick(draw, 2, self.config.levels, n)
-        j = (torch.rand(n, generator=draw.generator)*i).long()                      # 0 .. i-1
-        last = torch.maximum(i - self.pick(draw, 1, self.config.solver_steps, n), j.clamp(min=1))
+        grid,n,labels = self.grid().to(batch.images),len(batch.images),batch.labels
+        i = draw.randint(2, self.config.levels, n)
+        j = (draw.rand(n)*i).long()                      # 0 .. i-1
+        last = torch.maximum(i - draw.randint(1, self.config.solver_steps, n), j.clamp(min=1))
         t,s,x = grid[i],grid[j],self.noised(batch, draw, grid[i])
         with torch.no_grad():
             y,at = x,i
@@ -174,8 +173,8 @@ class RCD(Distillation):
     "Recursive consistency distillation, as the paper's release describes it: from the highest level to any"
     two_levels = True
     def pair(self, batch, draw):
-        grid,n,labels = self.grid(batch.images.dtype),len(batch.images),batch.labels
-        j = self.pick(draw, 0, self.config.levels-1, n)
+        grid,n,labels = self.grid().to(batch.images),len(batch.images),batch.labels
+        j = draw.randint(0, self.config.levels-1, n)
         t,u,s = grid[-1].expand(n),grid[j+1],grid[j]
         x = self.noised(batch, draw, t)
         with torch.no_grad():
@@ -193,9 +192,9 @@ class BootPD(Distillation):
 
     def pair(self, batch, draw):
         finest,n,labels = self.config.levels,len(batch.images),batch.labels
-        grid = generator_levels(finest, sigma_max=self.config.sigma_max).flip(0).to(batch.images.dtype)
-        half = 2**int(self.pick(draw, 0, int(math.log2(finest))-1, 1))             # in finest steps: 1 is the teacher's
-        i = 2*half*self.pick(draw, 1, finest//(2*half), n)
+        grid = generator_levels(finest, sigma_max=self.config.sigma_max).flip(0).to(batch.images)
+        half = 2**int(draw.randint(0, int(math.log2(finest))-1, 1))             # in finest steps: 1 is the teacher's
+        i = 2*half*draw.randint(1, finest//(2*half), n)
         t,u,s = grid[i],grid[i-half],grid[i-2*half]
         x = self.noised(batch, draw, t)
         move = (lambda *a: heun_step(self.teacher, *a, labels)) if half == 1 else (lambda *a: self.student_step(*a, labels))

@@ -1,0 +1,90 @@
+"Several processes train as one does, to the last bit; nothing in a loss leaves the device it computes on"
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from gdpt.checkpoints import load_tensors
+from gdpt.runs import completed, make_objective, new_denoiser
+from gdpt.data import load_images
+from gdpt.objectives.denoising import Denoising
+from gdpt.tiers import get_tier
+from gdpt.training import Batch, Draw, asking_for_gradients, modules_of
+from test_resume import kill_after
+
+TEAM = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+RUN = '--tier smoke --images 2400 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 150 steps of four shards
+
+
+def gdpt(line, processes=1):
+    "A `gdpt` command, on one process or on a team of two"
+    start = [sys.executable] if processes == 1 else TEAM
+    done = subprocess.run([*start, '-m', 'gdpt', *line.split()], capture_output=True, text=True, env={**os.environ, 'GDPT_PROGRESS':'plain', 'OMP_NUM_THREADS':'1'})
+    return done.returncode, done.stderr
+
+
+def same(a, b, file):
+    x, y = (load_tensors(folder/file)[0] for folder in (a, b))
+    assert x.keys() == y.keys() and [k for k in x if not x[k].equal(y[k])] == [], file
+
+
+@pytest.fixture(scope='module')
+def denoiser(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pre')/'run'
+    code, err = gdpt(f'pretrain --tier smoke --images 320 --out {folder}')
+    assert code == 0, err
+    return folder
+
+
+@pytest.mark.parametrize('command', [pytest.param('pretrain', marks=pytest.mark.slow), 'finetune'])
+def test_two_processes_are_one(tmp_path, denoiser, command):
+    line = f'{command} {RUN}' + f' --denoiser {denoiser}'*(command == 'finetune')
+    for name, processes in (('one', 1), ('two', 2)):
+        code, err = gdpt(f'{line} --out {tmp_path}/{name}', processes)
+        assert code == 0, err
+    for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00002400.safetensors': same(tmp_path/'one', tmp_path/'two', file)
+    one, two = (json.loads((tmp_path/k/'DONE').read_text()) for k in ('one', 'two'))
+    assert (one['processes'], two['processes']) == (1, 2) and one['evaluations'] == two['evaluations']
+    # what one process began, killed without warning, two go on with
+    kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', 2)
+    assert not (tmp_path/'cut'/'DONE').exists()
+    code, err = gdpt(f'{line} --out {tmp_path}/cut', 2)
+    assert code == 0, err
+    same(tmp_path/'one', tmp_path/'cut', 'state.safetensors')
+
+
+def test_shards_that_cannot_be_shared(tmp_path):
+    code, err = gdpt(f'pretrain --tier smoke --images 640 --batch-size 16 --shard-size 16 --out {tmp_path}/run', 2)
+    assert code and '1 shards cannot be shared by 2 processes' in err
+    assert not (tmp_path/'run'/'config.json').exists()
+
+
+class Elsewhere(Draw):
+    "Random numbers on torch's device of shapes without values: what mixes devices, or asks for a value, fails there"
+    def __init__(self): self.how = dict(device='meta')
+
+
+TIER = get_tier('smoke')
+
+
+@pytest.mark.parametrize('arm', [None, 'd2o', 'd2o_2step', 'pd', 'cd_gan', 'ctm', 'rcd_gan', 'd2o_encoder', 'd2o_classifier', 'd2o_f_cond'])
+def test_losses_stay_on_their_device(arm, monkeypatch):
+    monkeypatch.setattr(torch, 'autocast', lambda *a, **kw: nullcontext())       # knows no such device
+    data = load_images('digits')
+    config = completed(TIER.pretrain if arm is None else TIER.arms[arm], data)
+    if arm is None: objective = Denoising(new_denoiser(config), config)
+    else:
+        if config.discriminator == 'classifier': config = replace(config, discriminator='random')   # judges are trained, which shapes without values cannot be
+        pre = new_denoiser(replace(TIER.pretrain, net=replace(config.net, target_level=False), sigma_data=config.sigma_data))
+        objective = make_objective(config, pre)
+    for m in modules_of(objective): m.to('meta')
+    batch = Batch(torch.empty(8, *data.shape, device='meta'), torch.empty(8, dtype=torch.int64, device='meta'))
+    for turn in objective.turns(16):
+        with asking_for_gradients(objective.players[turn.player]):
+            loss = objective.loss(turn.loss, batch, Elsewhere())
+            assert loss.shape == (8,) and loss.device.type == 'meta'
+            loss.sum().backward()
