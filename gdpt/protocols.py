@@ -280,9 +280,10 @@ def compare(
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
+    if samples.mu.shape != real.mu.shape: raise ValueError(f"'{space.name}' has {len(samples.mu)} features and what it is compared with has {len(real.mu)}: was it made in another space?")
     wanted,out = {m for _,m in space.measures},{}
     statistics = [dict(mu=f.mu.numpy(), sigma=f.cov.numpy()) for f in (samples, real)]
-    out['fd'] = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    if 'fd' in wanted: out['fd'] = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     if 'is' in wanted: out['is'] = isc_features_to_metric(samples.logits.cpu())[KEY_METRIC_ISC_MEAN]
     if real.features is not None:
         pair = samples.features,real.features.to(samples.features.device)
@@ -294,7 +295,9 @@ def compare(
 def tensors_checksum(tensors:dict)->str:
     "SHA-256 of named tensors"
     h = hashlib.sha256()
-    for k in sorted(tensors): h.update(f'{k}{tensors[k].dtype}{tuple(tensors[k].shape)}'.encode() + tensors[k].contiguous().numpy().tobytes())
+    for k in sorted(tensors):
+        h.update(f'{k} {tensors[k].dtype} {tuple(tensors[k].shape)}'.encode())
+        h.update(tensors[k].contiguous().numpy())
     return h.hexdigest()
 
 def image_batches(
@@ -453,14 +456,12 @@ def judged_floors(
 )->dict:            # 'half' and 'bootstrap': metric -> `repeats` values
     "What real images score against real images"
     if not isinstance(judges[0], Space): return floors(data, judges, n, repeats)
-    out = {'half':[], 'bootstrap':[]}
-    real = {s:reference(data, s) for s in judges}
-    m = min(data.n, KEEP)
+    real,m = {s:reference(data, s) for s in judges},min(data.n, KEEP)
+    score = lambda a,b=None: {counted(k, n):v for s,f in real.items() for k,v in compare(s, chosen(f, a), f if b is None else chosen(f, b)).items()}
+    rows = {'half':[], 'bootstrap':[]}
     for i in range(repeats):
         order = torch.randperm(m, generator=keyed_generator('floor half', i))
-        drawn = torch.randint(m, (n,), generator=keyed_generator('floor bootstrap', i))
-        out['half'].append([compare(s, chosen(f, order[:m//2]), chosen(f, order[m//2:])) for s,f in real.items()])
-        out['bootstrap'].append([compare(s, chosen(f, drawn), f) for s,f in real.items()])
-    names = [name + end for name in (m for s in judges for m,_ in s.measures) for end in ('', '_min')[:1 + (blocks > 1)]]
-    flat = {arm:[{k:v for row in rows for k,v in row.items()} for rows in reps] for arm,reps in out.items()}
-    return {arm:{counted(k.removesuffix('_min'), n) + '_min'*k.endswith('_min'):[row[k.removesuffix('_min')] for row in rows] for k in names} for arm,rows in flat.items()}
+        rows['half'].append(score(order[:m//2], order[m//2:]))
+        rows['bootstrap'].append(score(torch.randint(m, (n,), generator=keyed_generator('floor bootstrap', i))))
+    ends = ('','_min')[:1 + (blocks > 1)]      # the smallest of several blocks has the same floor
+    return {arm:{k + end:[r[k] for r in found] for k in found[0] for end in ends} for arm,found in rows.items()}
