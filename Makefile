@@ -4,6 +4,9 @@ PYTHON ?= python3
 TIER   ?= tiny
 STUDY  ?= headline
 CORES  ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# where jobs run, if not on all processors here: profiles/gpus or profiles/slurm
+PROFILE ?=
+GPUS   ?= $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 # two workers of one thread each: the machine that CI has
 TEST_WORKERS = 2
 
@@ -41,8 +44,11 @@ define git-hooks
   else echo "nbdev's git hooks could not be installed; everything else works without them."; fi
 endef
 
-reproduce: $(DONE) ## train, measure, draw and write RESULTS.md; TIER=tiny STUDY=headline CORES=all
-	@$(BIN)/snakemake --cores $(CORES) --nolock --rerun-incomplete --keep-going --quiet host reason --config tier=$(TIER) study=$(STUDY)
+# a profile says how many jobs run at a time, unless CORES is given
+ON = $(if $(PROFILE),$(PROFILE:%=--profile %) $(if $(filter %gpus %gpus/,$(PROFILE)),--resources gpu=$(GPUS)) $(if $(filter-out file,$(origin CORES)),--cores $(CORES)),--cores $(CORES))
+
+reproduce: $(DONE) ## train, measure, draw and write RESULTS.md; TIER=tiny STUDY=headline CORES=all PROFILE=
+	@$(BIN)/snakemake $(ON) --nolock --rerun-incomplete --keep-going --quiet host reason --config tier=$(TIER) study=$(STUDY)
 
 lab: $(DONE) ## JupyterLab, opened at the tour
 	JUPYTER_CONFIG_PATH="$(CURDIR)/$(VENV)/.jupyter" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

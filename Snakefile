@@ -16,7 +16,11 @@ CODE = sorted(str(p) for p in Path("gdpt").rglob("*.py"))
 PYTHON = sys.executable
 # One thread per job, numpy's included. The allocator keeps what it has instead of returning it to the system at every step: 2 to 10 % faster.
 ENV = "GDPT_PROGRESS=plain OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000"
+# Digits want no GPU, and neither does a smoke run. Without a profile nothing counts GPUs, and where there is none jobs run as they are.
+GPU = int(TIER.pretrain.data != "digits" and not TIER.name.endswith("smoke"))
 sentinel = lambda name: f"{RUNS}/done/{name}"
+
+localrules: all, results                     # never a cluster's
 
 onstart:                                     # RESULTS.md says how long it took
     Path(RUNS).mkdir(parents=True, exist_ok=True)
@@ -32,13 +36,14 @@ for job in JOBS:
         output: touch(sentinel(job.name))
         log: f"{RUNS}/logs/{job.name}.log"
         priority: job.priority
+        resources: gpu=GPU
         params:
             executed=f"{RUNS}/notebooks/{job.name}.ipynb",
             tier=config.get("tier", "tiny"),
             values=json.dumps(dict(job.params)),
         message: f"{job.name}: started, its progress is in {RUNS}/logs/{job.name}.log"
         shell:
-            "mkdir -p {RUNS}/notebooks && {ENV} {PYTHON} -m papermill {input[0]} {params.executed} "
+            "mkdir -p {RUNS}/notebooks && {ENV} {PYTHON} profiles/on_gpus.py {resources.gpu} {PYTHON} -m papermill {input[0]} {params.executed} "
             "-p tier {params.tier} -y '{params.values}' --log-output --no-progress-bar > {log} 2>&1 || {{ tail -n 2 {log} >&2; exit 1; }}"
 
 rule results:
