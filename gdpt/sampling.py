@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'BLOCK', 'noise_levels', 'heun', 'nfe', 'generator_levels', 'euler', 'latents', 'sample_labels',
-           'draw_images']
+           'draw_batches', 'draw_images']
 
 # %% ../nbs/04_sampling.ipynb #c002
 import torch
@@ -88,10 +88,11 @@ def latents(
     n:int,             # how many
     shape:tuple,       # (c,h,w)
     seed:int=0,        # another seed, other latents
-)->torch.Tensor:       # unit normal (n,c,h,w): the first n of an endless sequence
+    start:int=0,       # index of the first one, a multiple of `BLOCK`
+)->torch.Tensor:       # unit normal (n,c,h,w), of an endless sequence
     "Latents of an evaluation: a function of (seed, index), not of `n`"
     if n < 1: raise ValueError(f'at least one image must be drawn, got n={n}')
-    blocks = [torch.randn(BLOCK, *shape, generator=keyed_generator('latents', seed, b), dtype=torch.float64) for b in range(-(-n//BLOCK))]
+    blocks = [torch.randn(BLOCK, *shape, generator=keyed_generator('latents', seed, b), dtype=torch.float64) for b in range(start//BLOCK, -(-(start+n)//BLOCK))]
     return torch.cat(blocks)[:n].float()
 
 # %% ../nbs/04_sampling.ipynb #c024
@@ -99,29 +100,41 @@ def sample_labels(
     n:int,                  # how many
     labels:torch.Tensor,    # labels of the data (m,)
     seed:int=0,             # another seed, other labels
-)->torch.Tensor:            # int64 (n,): the first n of an endless sequence
+    start:int=0,            # index of the first one, a multiple of `BLOCK`
+)->torch.Tensor:            # int64 (n,), of an endless sequence
     "Class labels of an evaluation, in the data's own proportions"
-    blocks = [torch.randint(len(labels), (BLOCK,), generator=keyed_generator('labels', seed, b)) for b in range(-(-n//BLOCK))]
+    blocks = [torch.randint(len(labels), (BLOCK,), generator=keyed_generator('labels', seed, b)) for b in range(start//BLOCK, -(-(start+n)//BLOCK))]
     return labels[torch.cat(blocks)[:n]]
 
 # %% ../nbs/04_sampling.ipynb #c027
 @torch.no_grad()
-def draw_images(
+def draw_batches(
     denoiser,                 # called as `denoiser(x, sigma, class_labels)`
     shape:tuple,              # (c,h,w) of an image
-    n:int,                    # how many
+    which:range,              # indices in the endless sequence
     num_steps:int=1,          # noise levels; 1: one call at `sigma_max`
     seed:int=0,               # of the latents (and the labels)
     sampler:str='heun',       # one of `SAMPLERS`: 'heun' for denoisers, 'euler' for generators
     labels:torch.Tensor=None, # the data's labels (m,), for a class-conditional denoiser
     sigma_max:float=80.,      # noise level of the latents
     device='cpu',             # where the denoiser is; latents are always drawn on the CPU
-)->torch.Tensor:              # uint8 (n,c,h,w) on the CPU, the same at any `n`
+):                            # yields uint8 (b,c,h,w) on the device
     "Samples as an evaluation draws them: in whole blocks, float32, rounded to 8 bits"
     sample,levels = SAMPLERS[sampler]
     sigmas = levels(num_steps, sigma_max=sigma_max)
-    full = -(-n//BLOCK)*BLOCK
-    noise = latents(full, shape, seed)
-    classes = None if labels is None else sample_labels(full, labels, seed)
-    blocks = [to_uint8(sample(denoiser, z.to(device), sigmas, None if classes is None else classes[b*BLOCK:(b+1)*BLOCK].to(device))).cpu() for b,z in enumerate(noise.split(BLOCK))]
-    return torch.cat(blocks)[:n]
+    for start in range(which.start//BLOCK*BLOCK, which.stop, BLOCK):
+        z = latents(BLOCK, shape, seed, start).to(device)
+        classes = None if labels is None else sample_labels(BLOCK, labels, seed, start).to(device)
+        yield to_uint8(sample(denoiser, z, sigmas, classes))[max(which.start-start, 0):which.stop-start]
+
+def draw_images(
+    denoiser,                 # as in `draw_batches`
+    shape:tuple,              # (c,h,w) of an image
+    n:int,                    # how many
+    num_steps:int=1,          # noise levels; 1: one call at `sigma_max`
+    seed:int=0,               # of the latents (and the labels)
+    **rest,                   # as `draw_batches`
+)->torch.Tensor:              # uint8 (n,c,h,w) on the CPU, the same at any `n`
+    "The first images of the sequence"
+    if n < 1: raise ValueError(f'at least one image must be drawn, got n={n}')
+    return torch.cat([x.cpu() for x in draw_batches(denoiser, shape, range(n), num_steps, seed, **rest)])

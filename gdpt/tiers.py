@@ -183,7 +183,9 @@ class Tier:
     teachers:dict[str,str]                 # arm -> arm whose generator of the same seed it starts from and learns from
     seeds:tuple[int,...]=(0,1,2)           # fine-tuning seeds; of latents, where nothing is fine-tuned
     more_seeds:tuple[int,...]=(0,1,2,3)    # of the arms that are compared with each other across seeds
+    spaces:tuple[str,...]=()               # public feature spaces that judge instead of `judges` (`gdpt.protocols.SPACES`)
     eval_samples:int=5_000                 # samples per evaluation
+    eval_blocks:int=1                      # evaluations, each on other latents; their mean and minimum are kept
     floor_repeats:int=8                    # halvings and bootstraps behind a floor
     results:str='RESULTS.md'               # where the tables of this tier are written, from the project's root
     claims:str=''                          # what numbers of this tier may be used for
@@ -301,7 +303,7 @@ def shrink(tier:Tier)->Tier:
     short = dict(tier=name, images=128, batch_size=32, shard_size=16)
     narrow = lambda c,**more: widened(replace(c, **short, **more), model_channels=c.net.model_channels//2)
     tuned = lambda a: narrow(a, snapshots=(64,), images_before=128 if a.images_before else 0, levels=min(a.levels, 8))
-    return replace(tier, name=name, eval_samples=256, floor_repeats=2, seeds=tier.seeds[:2], more_seeds=tier.more_seeds[:2], results=f'data/{name}/RESULTS.md',
+    return replace(tier, name=name, eval_samples=256, eval_blocks=min(tier.eval_blocks, 2), spaces=('cells','contrasts')[:len(tier.spaces)], floor_repeats=2, seeds=tier.seeds[:2], more_seeds=tier.more_seeds[:2], results=f'data/{name}/RESULTS.md',
         claims='none: a smoke run', denoisers={k:narrow(d, warmup_images=64, sample_steps=3) for k,d in tier.denoisers.items()},
         samplers={k:(d,min(n, 3)) for k,(d,n) in tier.samplers.items()},
         arms={k:tuned(a) for k,a in tier.arms.items()}, judges=tuple(replace(j, epochs=1, width=8) for j in tier.judges))
