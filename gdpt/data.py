@@ -8,11 +8,11 @@ __all__ = ['IN_MEMORY', 'MAX_MEMBER', 'BROKEN', 'CIFAR_BYTES', 'CIFAR_FILLING', 
            'first_line', 'decode_image', 'stack_images', 'Source', 'array_source', 'image_files', 'hidden',
            'folder_source', 'paths', 'sizes', 'edm_labels', 'edm_folder', 'member', 'zip_source', 'load_npz',
            'parquet_source', 'open_table', 'read_cells', 'hub_folder', 'binary_batch', 'python_batch', 'load_cifar',
-           'load_prepared', 'resident', 'Sent', 'project_root', 'open_source', 'find_source', 'load_images',
-           'keyed_generator', 'batch_indices']
+           'map_array', 'load_prepared', 'resident', 'Sent', 'project_root', 'open_source', 'find_source',
+           'load_images', 'keyed_generator', 'batch_indices']
 
 # %% ../nbs/01_data.ipynb #c002
-import gzip, hashlib, io, json, lzma, os, pickletools, re, tarfile, zipfile, zlib
+import gzip, hashlib, io, json, lzma, os, pickletools, re, tarfile, warnings, zipfile, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -163,8 +163,8 @@ def image_files(folder:Path)->list:
     return sorted((f for f in files if not hidden(f)), key=lambda f: f.parts)
 
 def hidden(path)->bool:
-    "A name that begins with a dot, or what a Mac adds to archives"
-    return any(part.startswith('.') or part == '__MACOSX' for part in path.parts)
+    "A name that begins with a dot, what a Mac adds to archives, or a text that comes with published sets (FFHQ has a LICENSE.txt among its images)"
+    return any(part.startswith('.') or part == '__MACOSX' for part in path.parts) or path.name.upper().partition('.')[0] in ('README','LICENSE')
 
 # %% ../nbs/01_data.ipynb #c030
 def folder_source(folder:Path)->Source:
@@ -261,7 +261,6 @@ def parquet_source(
     name:str,
 )->Source:
     "The hub's image schema: `img` or `image` as {bytes, path}, optional `label` or `labels`"
-    import pyarrow as pa
     tables = [open_table(f) for f in files]
     col,label_col = tables[0][2:]
     for f,t in zip(files, tables):
@@ -367,22 +366,30 @@ def load_cifar(path:Path)->Images:
 # %% ../nbs/01_data.ipynb #c054
 PREPARED = 'gdpt images 1'   # first line of `data.json`: the format
 
+def map_array(
+    path:Path,      # an .npy file
+)->torch.Tensor:    # must not be written to
+    "An array that stays in its file: pages are read when they are touched, and dropped when memory is short"
+    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')             # torch warns that it has no read-only tensors
+        return torch.from_numpy(array)
+
 def load_prepared(
     folder:Path,       # made by `gdpt.datasets.prepare`
     whole:bool=False,  # compare the checksum, however long it takes
 )->Images:
-    "A prepared set, mapped into memory (privately: nothing written to the tensor reaches the file)"
+    "A prepared set, mapped into memory"
     try:
         facts = json.loads((folder/'data.json').read_text())
         if facts['format'] != PREPARED: raise ValueError(f"format {facts['format']!r}, expected {PREPARED!r}")
         shape,name,checksum = tuple(facts['shape']),facts['name'],facts['checksum']
-        images = np.load(folder/'images.npy', mmap_mode='c', allow_pickle=False)
+        images = map_array(folder/'images.npy')
         labels = torch.from_numpy(np.load(folder/'labels.npy', allow_pickle=False)) if facts['classes'] else None
-        if images.shape != shape or not images.flags.c_contiguous: raise ValueError(f'images of shape {images.shape}, expected {shape}')
+        if tuple(images.shape) != shape or not images.is_contiguous(): raise ValueError(f'images of shape {tuple(images.shape)}, expected {shape}')
     except (OSError, ValueError, TypeError, KeyError, EOFError) as e:
         raise ValueError(f'{folder} holds no whole prepared set ({type(e).__name__}: {first_line(e)}): remove it and prepare it again') from None
-    known = checksum if images.size > IN_MEMORY and not whole else ''
-    data = make_images(name, torch.from_numpy(images), labels, known)
+    data = make_images(name, images, labels, checksum if images.numel() > IN_MEMORY and not whole else '')
     if data.checksum != checksum: raise ValueError(f'{folder}: images and labels have checksum {data.checksum[:10]}, when they were prepared it was {checksum[:10]}: remove it and prepare it again')
     return data
 
