@@ -164,7 +164,7 @@ def image_files(folder:Path)->list:
 
 def hidden(path)->bool:
     "A name that begins with a dot, what a Mac adds to archives, or a text that comes with published sets (FFHQ has a LICENSE.txt among its images)"
-    return any(part.startswith('.') or part == '__MACOSX' for part in path.parts) or path.name.upper().partition('.')[0] in ('README','LICENSE')
+    return any(part.startswith('.') and part != '..' or part == '__MACOSX' for part in path.parts) or path.name.upper().partition('.')[0] in ('README','LICENSE')
 
 # %% ../nbs/01_data.ipynb #c030
 def folder_source(folder:Path)->Source:

@@ -235,7 +235,7 @@ def prepare(
     "Make a prepared set of a source, or go on with one that was cut off"
     source,out,how = open_source(Path(source)),Path(out),spec.resize if spec else how
     labels = check_source(source, spec)
-    stamp = hashlib.sha256(json.dumps([source.stamp, None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()]).encode()).hexdigest()
+    stamp = hashlib.sha256(json.dumps([source.stamp, None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()]).encode()).hexdigest()[:16]
     facts = dict(format=PREPARED, name=out.name, n=source.n, resize=asdict(how), source=source.name, stamp=stamp)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f'.{out.name}.lock')):
