@@ -115,18 +115,18 @@ class Backbone(nn.Module):
         super().__init__()
         model,self.taps,self.channels,self.strides = open_backbone(name, weights, resolution)
         self.weights_checksum,self.resolution = tensors_checksum(model.state_dict()),resolution
-        self.dtype = {'fp32':torch.float32, 'bf16':torch.bfloat16}[precision]
         mean,std = (torch.tensor(model.pretrained_cfg[k])[:,None,None] for k in ('mean','std'))
         self.register_buffer('gain', .5/std)               # of images in [-1,1] ...
         self.register_buffer('shift', (.5-mean)/std)       # ... instead of (images/2 + 1/2 - mean)/std
-        self.model = folded(model, self.taps).to(self.dtype, memory_format=torch.channels_last)
+        self.model = folded(model, self.taps).to({'fp32':torch.float32, 'bf16':torch.bfloat16}[precision], memory_format=torch.channels_last)
         self.train()
 
     def train(self, mode:bool=True): return super().train(False)      # always in evaluation mode
 
     def forward(self, images):
         x = F.interpolate(images*self.gain + self.shift, size=(self.resolution,)*2, mode='bilinear', align_corners=False)
-        return self.model.forward_intermediates(x.to(self.dtype, memory_format=torch.channels_last), indices=self.taps, stop_early=True, intermediates_only=True)
+        dtype = next(self.model.parameters()).dtype
+        return self.model.forward_intermediates(x.to(dtype, memory_format=torch.channels_last), indices=self.taps, stop_early=True, intermediates_only=True)
 
 # %% ../nbs/06a_projected.ipynb #c025
 MIXED,MAPS = (64,128,256,512),(64,64,128,256)      # channels after mixing across channels, and after mixing across scales
@@ -206,10 +206,10 @@ class Head(nn.Module):
         x:torch.Tensor,       # a mixed map (n,c,h,w)
         class_labels=None,    # integers (n,), for a class-conditional head
     )->torch.Tensor:          # logit map (n,h,w)
-        logits = self.logit(self.blocks(x)).float()
+        logits = self.logit(self.blocks(x)).to(x.dtype)
         if self.classes is None: return logits[:,0]
         if class_labels is None: raise ValueError('a class-conditional discriminator needs class_labels')
-        return (self.project(self.classes(class_labels)).float()[:,:,None,None]*logits).sum(1)/CLASS_CHANNELS**.5
+        return (self.project(self.classes(class_labels)).to(x.dtype)[:,:,None,None]*logits).sum(1)/CLASS_CHANNELS**.5
 
 # %% ../nbs/06a_projected.ipynb #c037
 class ProjectedDiscriminator(nn.Module):
@@ -247,7 +247,7 @@ class ProjectedDiscriminator(nn.Module):
         for backbone,mixing in zip(self.backbones, self.mixings):
             maps = backbone(images)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16' or torch.is_autocast_enabled(images.device.type)): out += mixing(maps)
-        return [m.float() for m in out]
+        return [m.to(images.dtype) for m in out]
 
     def logits(self,
         features:list,          # from `features`
