@@ -179,8 +179,8 @@ class UNetBlock(nn.Module):
         self.norm1,self.conv1 = group_norm(cout, f.eps),init(Conv(cout, cout, 3), f, f.last_gain)
         if cin != cout or (mode and f.resample_proj): self.skip = init(Conv(cin, cout, 1, mode, f.taps), f)
         else: self.skip = Resample(mode, f.taps) if mode else None
-        if attn:
-            self.heads = max(1, cout//f.head_channels) if f.head_channels else 1
+        if attn: self.heads = cout//f.head_channels if f.head_channels else 1
+        if self.heads:
             self.norm2 = group_norm(cout, f.eps)
             self.qkv,self.proj = init(Conv(cout, 3*cout, 1), f, f.qkv_gain),init(Conv(cout, cout, 1), f, f.last_gain)
 
@@ -235,11 +235,14 @@ def make_decoder(
             cin,c = c+skips.pop(),cfg.model_channels*mult
             attn = res in cfg.attn_resolutions and (f.attn_everywhere or i == cfg.num_blocks)
             dec[f'{res}x{res}_block{i}'] = UNetBlock(cin, c, emb, f, attn=attn, dropout=cfg.dropout)
+        if level and cfg.decoder == 'skip':
+            if level < last: dec[f'{res}x{res}_aux_up'] = Resample('up', f.taps)
+            dec[f'{res}x{res}_aux_norm'],dec[f'{res}x{res}_aux_conv'] = group_norm(c, f.eps),init(Conv(c, cfg.channels, 3), f, f.last_gain)
     return dec
 
 # %% ../nbs/02_unet.ipynb #c036
 class UNet(nn.Module):
-    "What the families share; they add `embed` (of noise level and labels) and `head` (from the last map to the image)"
+    "What the families share; they add `embed` (of noise level and labels), and ADM `head` (from the last map to the image)"
     cfg:NetConfig        # what it was built from
 
     def add_target(self):
@@ -267,11 +270,14 @@ class UNet(nn.Module):
         emb = self.embed(c_noise, class_labels, augment_labels)
         if self.cfg.target_level: emb = emb + self.map_target1(F.silu(self.map_target0(self.map_level(c_target))))
         maps = self.encoder_maps(x, emb)
-        x = maps[-1]
+        x,image = maps[-1],None
         for name,layer in self.dec.items():
             if '_block' in name: x = torch.cat([x, maps.pop()], dim=1)
             if '_aux_' not in name: x = layer(x, emb)
-        return self.head(x)
+            elif name.endswith('_up'): image = layer(image)
+            elif name.endswith('_norm'): normed = layer(x)
+            else: image = layer(F.silu(normed)) if image is None else image + layer(F.silu(normed))
+        return self.head(x) if image is None else image
 
     def encode(self,
         x:torch.Tensor,                         # as in `forward`
@@ -308,6 +314,7 @@ class SongUNet(UNet):
         self.enc,skips = make_encoder(cfg)
         self.dec = make_decoder(cfg, skips)
         cout,name = c*cfg.channel_mult[0],f'{cfg.resolution}x{cfg.resolution}_aux_'
+        if cfg.decoder == 'skip' and len(cfg.channel_mult) > 1: self.dec[name+'up'] = Resample('up', f.taps)
         self.dec[name+'norm'],self.dec[name+'conv'] = group_norm(cout, f.eps),init(Conv(cout, cfg.channels, 3), f, f.last_gain)
         self.add_target()
 
@@ -318,10 +325,6 @@ class SongUNet(UNet):
         if class_labels is not None: emb = emb + self.map_label(class_labels * math.sqrt(self.cfg.label_dim))
         if augment_labels is not None: emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
-
-    def head(self, x):
-        norm,conv = list(self.dec.values())[-2:]
-        return conv(F.silu(norm(x)))
 
 # %% ../nbs/02_unet.ipynb #c041
 class DhariwalUNet(UNet):
@@ -361,6 +364,7 @@ def make_net(
         raise ValueError(f'resolution {cfg.resolution} cannot be halved {levels-1} times: it must be a multiple of {2**(levels-1)}')
     visited = [cfg.resolution >> i for i in range(levels)]
     never = sorted(set(cfg.attn_resolutions) - set(visited))
+    if cfg.decoder not in ('standard','skip') or cfg.arch == 'adm' and cfg.decoder != 'standard': raise ValueError(f"{cfg.arch} has no decoder {cfg.decoder!r}: expected 'standard', or 'skip' with ddpmpp and ncsnpp")
     if never: raise ValueError(f'attn_resolutions {never} never occur: this network visits {visited}')
     return (DhariwalUNet if cfg.arch == 'adm' else SongUNet)(cfg)
 
