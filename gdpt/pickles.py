@@ -8,7 +8,7 @@ __all__ = ['LIMIT', 'OPS', 'STORAGES', 'INERT', 'OLDER', 'CALLS', 'MAGIC', 'Name
            'scalar', 'latin', 'as_dict', 'of_type', 'Storages', 'read_legacy', 'read_zip', 'inner', 'read_pickle']
 
 # %% ../nbs/04a_pickles.ipynb #c002
-import io, math, mmap, os, re, zipfile
+import io, math, mmap, re, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from pickletools import genops
