@@ -126,7 +126,7 @@ def stages(tier:Tier, arm:str)->list:
     return [*stages(tier, teacher), teacher] if teacher else []
 
 # %% ../nbs/13_studies.ipynb #c021
-REPORTS = {'data_efficiency':'d2o', 'gallery':'d2o', **{s:s for s in STUDY_ARMS if s != 'd2o'}}    # report -> whose arms it reads
+REPORTS = {'data_efficiency':'d2o', 'gallery':'d2o', 'state_of_the_art':'d2o', **{s:s for s in STUDY_ARMS if s != 'd2o'}}    # report -> whose arms it reads
 
 def jobs(
     tier:Tier,
