@@ -103,7 +103,7 @@ def markdown(
 )->str:
     "A DataFrame as a Markdown table, its index as the first column; sentences to the left, numbers to the right"
     head = [df.index.name or '', *map(str, df.columns)]
-    align = ['---', *('---' if df[c].str.len().max() > 40 else '--:' for c in df.columns)]
+    align = ['---', *('---' if df[c].astype(str).str.len().max() > 40 else '--:' for c in df.columns)]    # a table without rows has no text either
     lines = [head, align, *([str(i), *map(str, r)] for i,r in zip(df.index, df.values))]
     return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
 
