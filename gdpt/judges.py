@@ -67,6 +67,11 @@ class Judge(nn.Module):
 
     def forward(self, x): return self.head(self.body(x))
 
+    @property
+    def facts(self)->dict:
+        "What a reader should know of it, as text"
+        return dict(judge=self.name, accuracy=f'{self.accuracy:.1%}', parameters=f'{sum(p.numel() for p in self.parameters()):,}', weights=self.checksum[:10])
+
     @torch.no_grad()
     def features(self,
         images:torch.Tensor, # uint8, (n,c,h,w)

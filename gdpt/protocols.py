@@ -103,6 +103,11 @@ class Space:
         said = [self.identity, self.measures, fingerprint(['protocols'])]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
+    @property
+    def facts(self)->dict:
+        "What a reader should know of it, as text"
+        return dict(judge=self.name, extractor=self.extractor, layer=self.layer, weights=self.weights_sha256[:10])
+
     def features(self,
         images:torch.Tensor, # uint8, (n,c,h,w)
     )->torch.Tensor:         # (n,f)

@@ -111,9 +111,9 @@ def arm_jobs(tier:Tier, arm:str)->list:
 
 def run_jobs(tier:Tier, study:str)->list:
     "All runs behind a study, pre-training first"
-    arms = list(dict.fromkeys(a for arm in STUDY_ARMS[study] for a in (*stages(tier, arm), arm)))
+    arms = list(dict.fromkeys(a for arm in STUDY_ARMS[study] for a in (*stages(tier, arm), arm) if a in tier.arms or a in tier.samplers))     # a tier need not have them all
     runs = [j for a in arms for j in arm_jobs(tier, a)]
-    if study in FURTHER:
+    if study in FURTHER and FURTHER[study][0] in arms:
         arm,wanted = FURTHER[study]
         more = [s for s in wanted(tier) if s not in seeds_of(tier, arm)]
         runs += [replace(arm_jobs(tier, arm)[0], name=f'{study}.{arm}', study='tune', params=(('study',study), ('arms',[arm]), ('seeds',more)))] if more else []

@@ -209,6 +209,7 @@ class Learner:
         networks = {k:p.net for k,p in objective.players.items()}
         self.meter = Meter({**networks, **getattr(objective, 'helpers', {})}, objective.product, self.team.size)
         self.skipped,self.streak,self.longest = ({k:torch.zeros((), device=self.team.device) for k in objective.players} for _ in range(3))
+        self.stepping = [m for p in objective.players.values() for m in p.net.modules() if hasattr(m, 'each_step')]
         product = objective.players[objective.product].net
         if config.compile: product.forward = torch.compile(product.forward)
 
@@ -246,8 +247,9 @@ class Learner:
         return bad
 
     def advance(self, batch:Batch)->dict:
-        "All turns of one step, then the averages; returns the mean loss of each turn"
+        "All turns of one step, then what changes once per step, and the averages; returns the mean loss of each turn"
         losses = {t.loss: self.turn(t, batch) for t in self.objective.turns(self.step)}
+        for m in self.stepping: m.each_step(self.team.in_order)
         self.step += 1
         for k,average in self.averages.items():
             player = self.objective.players[k]
@@ -496,8 +498,10 @@ def cost_at(
     folder,        # run folder
     nimg:int,      # images seen
 )->dict:           # `evaluations` and `seconds` up to there
-    "Work and time that a run had spent after this many images"
-    rows = list(csv.DictReader((Path(folder)/'log.csv').open()))
+    "Work and time that a run had spent after this many images; not a number where others trained"
+    log = Path(folder)/'log.csv'
+    if not log.exists(): return dict(evaluations=float('nan'), seconds=float('nan'))
+    rows = list(csv.DictReader(log.open()))
     at = [0., *(float(r['nimg']) for r in rows)]
     def between(name):
         known = [0., *(float(r[name]) for r in rows)]

@@ -9,6 +9,7 @@ __all__ = ['GAN_LOSSES', 'per_image', 'r1_penalty', 'generator_player', 'GAN']
 import torch
 from torch import nn
 from torch.nn import functional as F
+from ..augment import make_augment
 from ..denoiser import Denoiser
 from .adapters import add_adapters, merged
 from ..sampling import euler, generator_levels
@@ -62,6 +63,7 @@ class GAN:
         player:Player=None,      # the generator's, where it is shared with another objective
     ):
         self.generator,self.disc,self.config,self.weight = generator,disc,config,config.gan_weight
+        disc.augment = make_augment(config.augment)             # a part of the discriminator: what it adapts is saved with it
         self.real,self.fake,self.fool = GAN_LOSSES[config.gan_loss]
         self.levels = generator_levels(config.sample_steps, sigma_max=config.sigma_max)
         c = config.r1_every/(config.r1_every+1)
@@ -88,10 +90,18 @@ class GAN:
         "The loss of one turn, one value per image (n,)"
         return {'generator':self.generator_loss, 'discriminator':self.discriminator_loss, 'r1':self.r1_loss}[name](batch, draw)
 
-    def generator_loss(self, batch, draw): return per_image(self.disc(self.generate(batch, draw), batch.labels), self.fool)
+    def judge(self, images, labels, draw)->list:
+        "Logit maps of images as the discriminator sees them: augmented, where the config says so"
+        return self.disc(self.disc.augment(images, draw), labels)
+
+    def generator_loss(self, batch, draw): return per_image(self.judge(self.generate(batch, draw), batch.labels, draw), self.fool)
 
     def discriminator_loss(self, batch, draw):
         with torch.no_grad(): fake = self.generate(batch, draw)
-        return per_image(self.disc(fake, batch.labels), self.fake) + per_image(self.disc(batch.images, batch.labels), self.real)
+        fake,real = self.judge(fake, batch.labels, draw),self.judge(batch.images, batch.labels, draw)
+        self.disc.augment.observe(real)
+        return per_image(fake, self.fake) + per_image(real, self.real)
 
-    def r1_loss(self, batch, draw): return self.config.r1_every*self.config.r1_gamma/2 * r1_penalty(self.disc, batch.images, batch.labels)
+    def r1_loss(self, batch, draw):
+        slope = r1_penalty(lambda x,y: self.judge(x, y, draw), batch.images, batch.labels)
+        return self.config.r1_every*self.config.r1_gamma/2 * slope
