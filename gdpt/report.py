@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
-           'mean_sd', 'markdown', 'over_images', 'over_metrics', 'crossing', 'images_to_reach', 'committed_rows',
-           'differences', 'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs', 'stale_runs',
-           'made_by', 'page_notes', 'verdict_section', 'other_tables', 'write_results']
+           'mean_sd', 'markdown', 'metrics_of', 'over_images', 'over_metrics', 'crossing', 'images_to_reach',
+           'committed_rows', 'differences', 'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs',
+           'stale_runs', 'made_by', 'page_notes', 'verdict_section', 'other_tables', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
 import io, json, math, subprocess
@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from .checkpoints import write_text
 from .data import project_root
+from .metrics import METRICS
 from .tiers import Tier
 from .training import fingerprint
 
@@ -108,6 +109,14 @@ def markdown(
     return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
 
 # %% ../nbs/12_report.ipynb #c017
+def metrics_of(
+    rows,           # DataFrame of rows
+)->list:            # names; the first one decides
+    "The metrics of some rows: those of `gdpt.metrics` in its order, or of the public spaces as they were measured"
+    seen = list(dict.fromkeys(rows.metric))
+    return [m for m in METRICS if m in seen] or [m for m in seen if not m.endswith('_min')]
+
+#| export
 def over_images(
     rows,           # DataFrame of rows
     metric:str,
@@ -127,7 +136,7 @@ def over_metrics(
     "All metrics at the end of training: arms down, metrics across"
     r = rows[rows.arm.isin(arms)]
     r = r[r.nimg == r.groupby('arm').nimg.transform('max')]
-    order = [m for m in ('fd','fd_alt','fd_pix','kid','precision','recall','nearest') if m in set(r.metric)]
+    order = metrics_of(r)
     t = r.groupby(['arm','metric']).value.agg(mean_sd).unstack()[order].reindex(arms)
     first = lambda a: r[r.arm == a].iloc[0]
     return t.assign(images=[f'{first(a).nimg/1000:g}k' for a in arms], NFE=[str(first(a).nfe) for a in arms], seeds=[str(r[r.arm == a].seed.nunique()) for a in arms]).rename_axis('arm')
@@ -280,7 +289,7 @@ def write_results(
     write_text(page, '\n\n'.join([f'# Results of the tier `{tier.name}`', f'Written by `make reproduce TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.',
         *verdict_section(tier),
         f'## Fréchet distance over real images seen\n\nFeatures of the first judge, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
-        markdown(over_images(d2o, 'fd', trained)),
+        markdown(over_images(d2o, metrics_of(d2o)[0], trained)) if len(d2o) else 'None has run.',
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',
         markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *other_tables(tier, rows), *page_notes(tier, rows, runs),
         '## Figures', *(f'![{p.stem}]({up}figures/{tier.name}/{p.name})' for p in pictures),
