@@ -217,7 +217,7 @@ def open_diffusers(
     except Exception as e: raise ValueError(f'{folder} is not opened: {" ".join(str(e).split())[:300]}') from None
     return Denoiser(DiffusersNet(net), sigma_data, net.config.num_class_embeds or 0, scalings).eval().requires_grad_(False)
 
-# %% ../nbs/04b_published.ipynb #c028
+# %% ../nbs/04b_published.ipynb #c030
 def sha256_of(path)->str:
     "SHA-256 of a file, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
