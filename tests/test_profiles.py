@@ -90,11 +90,11 @@ def test_killed_job_gives_its_gpu_back(start):
         assert waiting.communicate(timeout=60)[0].split()[0] == gpus[0]
 
 
-@pytest.mark.parametrize('profile, options', [('gpus', ['--resources', 'gpu=2']), ('slurm', [])])
-def test_dry_run(profile, options):
-    "Snakemake reads the profile, and a tier of natural images asks for a GPU per job"
+@pytest.mark.parametrize('profile, options, gpus', [('gpus', ['--resources', 'gpu=2'], 1), ('gpus', ['--resources', 'gpu=0'], 0), ('slurm', [], 1)])
+def test_dry_run(profile, options, gpus):
+    "Snakemake reads the profile, and a tier of natural images asks for a GPU per job, where there are any"
     if profile == 'slurm': pytest.importorskip('snakemake_executor_plugin_slurm')
     command = [sys.executable, '-m', 'snakemake', '--profile', f'profiles/{profile}', *options, '-n', '-p', '--nolock', '--config', 'tier=small', 'study=pretrain']
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
-    assert 'profiles/on_gpus.py 1 ' in done.stdout
+    assert f'profiles/on_gpus.py {gpus} ' in done.stdout

@@ -39,6 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
+MinJobAge=3600
 MpiDefault=none
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 NodeName=$me NodeAddr=127.0.0.1 CPUs=2 RealMemory=$(awk '/^MemTotal/{print int($2/1024)}' /proc/meminfo)

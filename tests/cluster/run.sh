@@ -16,14 +16,14 @@ trap finish EXIT
 export SLURM_CONF="$folder/slurm/slurm.conf" PATH="$folder/slurm/bin:$PATH"
 
 # a root of its own: nothing is done yet in it, and this tree's results stay as they are
-mkdir "$folder/root"
-GDPT_ROOT="$folder/root" make reproduce TIER=smoke STUDY="$study" PROFILE=profiles/slurm 2>&1 | tee "$folder/make.log"
+mkdir "$folder/tree"
+GDPT_ROOT="$folder/tree" make reproduce TIER=smoke STUDY="$study" PROFILE=profiles/slurm 2>&1 | tee "$folder/make.log"
 
-jobs=$(ls "$folder/root/data/runs/smoke/done" | grep -vx results | wc -l)
+jobs=$(ls "$folder/tree/data/runs/smoke/done" | grep -vx results | wc -l)
 squeue --states=all --noheader --format '%i %T %k'
 completed=$(squeue --states=all --noheader --format '%T %k' | grep -c '^COMPLETED rule_')
 ids=$(grep -oP 'SLURM jobid \K\d+' "$folder/make.log" | sort -u | wc -l)
 [ "$jobs" -ge 1 ] && [ "$jobs" = "$completed" ] && [ "$jobs" = "$ids" ] || {
   echo "$jobs jobs are done, Slurm completed $completed of $ids submitted" >&2; exit 1; }
-[ -s "$folder/root/data/smoke/results.csv" ] || { echo "no results were collected" >&2; exit 1; }
+[ -s "$folder/tree/data/smoke/results.csv" ] || { echo "no results were collected" >&2; exit 1; }
 echo "ok: $jobs job(s) of study $study ran under Slurm"
