@@ -16,7 +16,7 @@ BIN  = $(VENV)/bin
 DONE = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce lab test test-all lint export lock clean clean-all
+.PHONY: help install reproduce bench lab test test-all lint export lock clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,10 @@ ON = $(if $(PROFILE),$(PROFILE:%=--profile %) $(if $(filter %gpus %gpus/,$(PROFI
 
 reproduce: $(DONE) ## train, measure, draw and write RESULTS.md; TIER=tiny STUDY=headline CORES=all PROFILE=
 	@$(BIN)/snakemake $(ON) --nolock --rerun-incomplete --keep-going --quiet host reason --config tier=$(TIER) study=$(STUDY)
+
+bench: $(DONE) ## images/s, memory and share of the device's peak; TIER=tiny
+	$(BIN)/python -m papermill nbs/studies/bench.ipynb data/runs/$(TIER)-bench.ipynb -p tier $(TIER) --log-output --no-progress-bar
+	$(BIN)/python -m gdpt results --tier $(TIER)
 
 lab: $(DONE) ## JupyterLab, opened at the tour
 	JUPYTER_CONFIG_PATH="$(CURDIR)/$(VENV)/.jupyter" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

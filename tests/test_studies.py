@@ -10,6 +10,7 @@ from conftest import ROOT
 FIRST = ['pretrain', 'd2o', 'tune']  # run studies, in the order of their inputs; the reports read what these leave, and `verdicts` what reports decide
 STUDIES = sorted((ROOT/'nbs'/'studies').glob('*.ipynb'), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST) + (p.stem == 'verdicts'), p.stem))
 COLUMNS = ['study', 'arm', 'seed', 'nimg', 'nfe', 'metric', 'value', 'floor', 'run', 'evaluations', 'seconds']
+LESS = {'tune':dict(seeds=[0, 1]), 'bench':dict(works=['d2o'], batch_sizes=[16], steps=[3], precisions=['bf16'], compiled=False, seconds=.1)}
 CLAIMS = ['C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9']
 
 
@@ -40,12 +41,12 @@ def run_smoke(tree, name, **params):
 
 def test_there_are_studies():
     from gdpt.studies import REPORTS
-    assert {p.stem for p in STUDIES} == {*FIRST, *REPORTS, 'verdicts'}
+    assert {p.stem for p in STUDIES} == {*FIRST, *REPORTS, 'verdicts', 'bench'}      # `make bench` runs that one, `make reproduce` does not
 
 
 @pytest.mark.parametrize('name', [p.stem for p in STUDIES])
 def test_smoke(tree, name):
-    run_smoke(tree, name, tier='smoke', **(dict(seeds=[0, 1]) if name == 'tune' else {}))
+    run_smoke(tree, name, tier='smoke', **LESS.get(name, {}))
     assert (tree/'executed'/f'{name}.ipynb').is_file()
 
 
