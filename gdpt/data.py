@@ -127,7 +127,8 @@ def stack_images(
     for i,(name,file) in enumerate(files):
         x = decode_image(file, name)
         if out is None:
-            if n*x.size > IN_MEMORY: raise ValueError(f'{n:,} images take {n*x.size/2**30:.1f} GiB: prepare them once with `gdpt data SOURCE --out FOLDER`, and name that folder')
+            if n*x.size > IN_MEMORY:
+                raise ValueError(f'{n:,} images take {n*x.size/2**30:.1f} GiB: prepare them once with `gdpt data SOURCE --out FOLDER`, and name that folder')
             first,out = name,np.empty((n,*x.shape), np.uint8)
         if x.shape[1:] != out.shape[2:]:
             raise ValueError(f'images of mixed size (width x height): {first} is {out.shape[3]}x{out.shape[2]}, {name} is {x.shape[2]}x{x.shape[1]}')
@@ -189,7 +190,8 @@ def sizes(folder:Path, files:list)->list:
 
 # %% ../nbs/01_data.ipynb #c034
 MAX_MEMBER = 2**28   # bytes: a bigger member of an archive is no image
-BROKEN = (ValueError, EOFError, OSError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)  # what damaged archives raise
+# what damaged archives raise
+BROKEN = (ValueError, EOFError, OSError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 def edm_labels(
     raw:bytes,      # of a `dataset.json`
@@ -200,7 +202,8 @@ def edm_labels(
     try: rows = json.loads(raw)['labels']
     except (ValueError, TypeError, KeyError, RecursionError): raise ValueError(f'{where}: expected JSON of the form {{"labels": [[name, class], ...]}}, or null for the list') from None
     if rows is None: return None
-    wrong = [r for r in rows if not (isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and type(r[1]) is int)] if isinstance(rows, list) else ['no list']
+    sound = lambda r: isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and type(r[1]) is int
+    wrong = [r for r in rows if not sound(r)] if isinstance(rows, list) else ['no list']
     if wrong: raise ValueError(f'{where}: labels contain {str(wrong[0])[:60]}, expected pairs [name, class number]')
     labels = dict(rows)
     for name in labels.keys() - set(names): raise ValueError(f'{where} names {name}, which is not there')
@@ -274,6 +277,7 @@ def parquet_source(
             start = max(start-n, 0)
     return Source(name, sum(rows), cells, labels, [[f.name, f.stat().st_size, n] for f,n in zip(files, rows)])
 
+# %% ../nbs/01_data.ipynb #c044
 def open_table(
     path:Path,
 )->tuple:        # rows, labels, name of the image column, name of the label column or None
@@ -304,7 +308,7 @@ def read_cells(path:Path, col:str, start:int):
                 seen += len(batch)
     except (pa.ArrowException, OSError) as e: raise ValueError(f'{path}: a damaged .parquet file ({first_line(e)})') from None
 
-# %% ../nbs/01_data.ipynb #c044
+# %% ../nbs/01_data.ipynb #c045
 def hub_folder(folder:Path, files:list)->Source:
     "A folder of shards: those of the training split where splits are named, else all"
     shards,others = ([f for f in files if (f.suffix.lower() == '.parquet') == yes] for yes in (True, False))
@@ -316,7 +320,7 @@ def hub_folder(folder:Path, files:list)->Source:
         if count and int(count[1]) != len(train): raise ValueError(f'{folder}: {len(train)} of the {int(count[1])} shards that {f.name} speaks of: put the others beside it')
     return parquet_source([folder/f for f in train], folder.name)
 
-# %% ../nbs/01_data.ipynb #c048
+# %% ../nbs/01_data.ipynb #c049
 CIFAR_BYTES = 2**28   # bytes of the unpacked archive that are looked at; the official ones have 185 MB
 CIFAR_FILLING = {'PROTO', 'STOP', 'MARK', 'BINPUT', 'LONG_BINPUT', 'BINGET', 'LONG_BINGET', 'APPENDS', 'SETITEMS', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3'}
 CIFAR_VALUES = {'EMPTY_DICT', 'EMPTY_LIST', 'BININT', 'BININT1', 'BININT2', 'BINSTRING', 'SHORT_BINSTRING', 'NONE', 'NEWTRUE', 'NEWFALSE', 'GLOBAL', 'REDUCE', 'BUILD'}
@@ -339,13 +343,15 @@ def python_batch(
         if name not in CIFAR_VALUES: raise ValueError(f'a pickle with the instruction {name}, which no batch of CIFAR-10 has')
         if name == 'GLOBAL' and arg not in CIFAR_IMPORTS: raise ValueError(f'a pickle that would import {arg}, expected an array of numpy alone')
     long = [arg for name,arg in ops if name == 'BINSTRING']             # of more than 255 bytes: the pixels
-    if len(long) != 1 or ('SHORT_BINSTRING','labels') not in ops or ('SHORT_BINSTRING','u1') not in ops: raise ValueError("expected a dictionary of 'labels' and 'data', an array of bytes")
+    if len(long) != 1 or ('SHORT_BINSTRING','labels') not in ops or ('SHORT_BINSTRING','u1') not in ops:
+        raise ValueError("expected a dictionary of 'labels' and 'data', an array of bytes")
     numbers = takewhile(lambda op: op[0].startswith('BININT'), ops[ops.index(('SHORT_BINSTRING','labels'))+2:])
     labels = np.array([n for _,n in numbers], np.int64)
     if not len(labels) or len(long[0]) != 3072*len(labels): raise ValueError(f'{len(long[0]):,} bytes of pixels for {len(labels):,} labels')
     pixels = np.frombuffer(long[0].encode('latin-1'), np.uint8)
     return pixels.reshape((-1,3072), order='F' if ('NEWTRUE',None) in ops else 'C'),labels
 
+# %% ../nbs/01_data.ipynb #c050
 def load_cifar(path:Path)->Images:
     "The training images of CIFAR-10 from either of the official archives"
     try:
@@ -363,7 +369,7 @@ def load_cifar(path:Path)->Images:
     pixels,labels = (np.concatenate(p) for p in zip(*parts))
     return make_images(path.name, torch.from_numpy(pixels.reshape(-1,3,32,32)), torch.from_numpy(labels.astype(np.int64)))
 
-# %% ../nbs/01_data.ipynb #c054
+# %% ../nbs/01_data.ipynb #c056
 PREPARED = 'gdpt images 1'   # first line of `data.json`: the format
 
 def map_array(
@@ -390,10 +396,11 @@ def load_prepared(
     except (OSError, ValueError, TypeError, KeyError, EOFError) as e:
         raise ValueError(f'{folder} holds no whole prepared set ({type(e).__name__}: {first_line(e)}): remove it and prepare it again') from None
     data = make_images(name, images, labels, checksum if images.numel() > IN_MEMORY and not whole else '')
-    if data.checksum != checksum: raise ValueError(f'{folder}: images and labels have checksum {data.checksum[:10]}, when they were prepared it was {checksum[:10]}: remove it and prepare it again')
+    if data.checksum != checksum:
+        raise ValueError(f'{folder}: images and labels have checksum {data.checksum[:10]}, as prepared it was {checksum[:10]}: remove it and prepare it again')
     return data
 
-# %% ../nbs/01_data.ipynb #c058
+# %% ../nbs/01_data.ipynb #c060
 def resident(
     images:torch.Tensor, # uint8, (n,c,h,w), in memory or mapped
     device,              # where the networks are
@@ -413,14 +420,14 @@ class Sent:
         x = self.images[idx]
         return (x.pin_memory() if self.device.type == 'cuda' else x).to(self.device, non_blocking=True)
 
-# %% ../nbs/01_data.ipynb #c061
+# %% ../nbs/01_data.ipynb #c063
 def project_root()->Path:
     "The folder that holds `data/` and `figures/`: `GDPT_ROOT`, else the nearest parent with a `settings.ini`, else the current folder"
     if os.environ.get('GDPT_ROOT'): return Path(os.environ['GDPT_ROOT']).resolve()
     here = Path.cwd()
     return next((p for p in (here,*here.parents) if (p/'settings.ini').is_file()), here)
 
-# %% ../nbs/01_data.ipynb #c063
+# %% ../nbs/01_data.ipynb #c065
 READERS = {'.npz':lambda path: array_source(load_npz(path)), '.parquet':lambda path: parquet_source([path], path.name), '.zip':zip_source,
            '.tar.gz':lambda path: array_source(load_cifar(path))}
 KNOWN = 'an .npz, a .parquet, a .zip of images or a CIFAR-10 .tar.gz'
@@ -444,16 +451,17 @@ def find_source(
     found = next((p for p in places if p.exists()), None)
     if found is None:
         looked = ', '.join(dict.fromkeys(map(str, places)))
-        raise FileNotFoundError(f"no images at {str(source)!r}: expected 'digits', a folder of images, {KNOWN}, or a set that `gdpt data` has prepared (looked for {looked})")
+        raise FileNotFoundError(f"no images at {str(source)!r}: expected 'digits', a folder of images, {KNOWN}, or a set that `gdpt data` has prepared "
+                                f'(looked for {looked})')
     return found
 
-# %% ../nbs/01_data.ipynb #c066
+# %% ../nbs/01_data.ipynb #c068
 @lru_cache(maxsize=4)
 def _load(path:Path, stamp:tuple)->Images:
     "Read a resolved path; `stamp` (times and sizes of its files) is there for the cache to see"
     return open_source(path).load()
 
-# %% ../nbs/01_data.ipynb #c067
+# %% ../nbs/01_data.ipynb #c069
 _digits = lru_cache(digits)
 
 def load_images(
@@ -465,7 +473,7 @@ def load_images(
     files = [path/f for f in image_files(path)] if path.is_dir() else [path]
     return _load(path, tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
 
-# %% ../nbs/01_data.ipynb #c071
+# %% ../nbs/01_data.ipynb #c073
 def keyed_generator(
     *key,  # integers and strings that name one use of randomness
 )->torch.Generator: # on the CPU
@@ -473,13 +481,13 @@ def keyed_generator(
     if not key or any(type(k) not in (int,str) for k in key): raise ValueError(f'a key is made of integers and strings, got {key!r}')
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], 'big'))
 
-# %% ../nbs/01_data.ipynb #c074
+# %% ../nbs/01_data.ipynb #c076
 @lru_cache(maxsize=4)
 def _permutation(n:int, seed:int, epoch:int)->torch.Tensor:
     "The order of all images in one epoch"
     return torch.randperm(n, generator=keyed_generator('order', seed, epoch))
 
-# %% ../nbs/01_data.ipynb #c075
+# %% ../nbs/01_data.ipynb #c077
 def batch_indices(
     n:int,          # images in the data set
     seed:int,       # of the run

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'BLOCK', 'Resize', 'Dataset', 'resized', 'central', 'reduce_dhariwal', 'progress', 'read_block', 'said',
-           'is_jpeg', 'Part', 'check_source', 'check_room', 'remarks', 'prepare', 'fill', 'finish', 'same', 'downloads',
-           'download', 'check_md5', 'from_hub', 'find_raw', 'prepare_named', 'notes_of']
+           'is_jpeg', 'Part', 'resume', 'check_source', 'check_room', 'remarks', 'prepare', 'fill', 'finish', 'same',
+           'downloads', 'download', 'check_md5', 'from_hub', 'find_raw', 'prepare_named', 'notes_of']
 
 # %% ../nbs/01a_datasets.ipynb #c002
 import hashlib, io, json, os, shutil, sys, time
@@ -46,12 +46,15 @@ class Dataset:
 # %% ../nbs/01a_datasets.ipynb #c006
 _64 = Resize(64, channels=3)
 DATASETS = {
-    'cifar10':   Dataset(50_000, Resize(32, channels=3), 10, "CIFAR-10's binary or python version (www.cs.toronto.edu/~kriz/cifar.html)", ('cifar-10-binary.tar.gz', 'cifar-10-python.tar.gz'),
-                    'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz', ('c32a1d4ab5d03f1284b67883e8d87530', 'c58f30108f718f92721af3b95e74349a'), side=32, lossless=True),
-    'ffhq64':    Dataset(70_000, _64, 0, "FFHQ's folder images1024x1024 (github.com/NVlabs/ffhq-dataset), or EDM's ffhq-64x64.zip", ('images1024x1024', 'ffhq-64x64.zip'), side=1024),
-    'afhqv2-64': Dataset(15_803, _64, 0, "AFHQv2's folder with train and test (github.com/clovaai/stargan-v2), or EDM's afhqv2-64x64.zip", ('afhqv2', 'afhqv2-64x64.zip'), side=512),
-    'imagenet64':Dataset(1_281_167, replace(_64, crop='center'), 1000, "ImageNet's folder ILSVRC/Data/CLS-LOC/train (www.image-net.org, Kaggle), or EDM's imagenet-64x64.zip",
-                    ('imagenet', 'imagenet-64x64.zip')),
+    'cifar10':   Dataset(50_000, Resize(32, channels=3), 10, "CIFAR-10's binary or python version (www.cs.toronto.edu/~kriz/cifar.html)",
+                    ('cifar-10-binary.tar.gz', 'cifar-10-python.tar.gz'), 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
+                    ('c32a1d4ab5d03f1284b67883e8d87530', 'c58f30108f718f92721af3b95e74349a'), side=32, lossless=True),
+    'ffhq64':    Dataset(70_000, _64, 0, "FFHQ's folder images1024x1024 (github.com/NVlabs/ffhq-dataset), or EDM's ffhq-64x64.zip",
+                    ('images1024x1024', 'ffhq-64x64.zip'), side=1024),
+    'afhqv2-64': Dataset(15_803, _64, 0, "AFHQv2's folder with train and test (github.com/clovaai/stargan-v2), or EDM's afhqv2-64x64.zip",
+                    ('afhqv2', 'afhqv2-64x64.zip'), side=512),
+    'imagenet64':Dataset(1_281_167, replace(_64, crop='center'), 1000,
+                    "ImageNet's folder ILSVRC/Data/CLS-LOC/train (www.image-net.org, Kaggle), or EDM's imagenet-64x64.zip", ('imagenet', 'imagenet-64x64.zip')),
 }
 
 # %% ../nbs/01a_datasets.ipynb #c009
@@ -122,7 +125,8 @@ def read_block(
         return resized(x, how, name),not isinstance(file, np.ndarray) and is_jpeg(file),min(x.shape[1:]),max(x.shape[1:])
     images,jpeg,short,long = zip(*pool.map(one, block))
     for x,(name,_) in zip(images, block):
-        if x.shape != images[0].shape: raise ValueError(f'images of mixed size: {block[0][0]} is {said(images[0])}, {name} is {said(x)}; a resolution, crop and channels make them equal')
+        if x.shape != images[0].shape:
+            raise ValueError(f'images of mixed size: {block[0][0]} is {said(images[0])}, {name} is {said(x)}; a resolution, crop and channels make them equal')
     return np.ascontiguousarray(np.stack(images)), dict(jpeg=sum(jpeg), short=min(short), long=max(long))
 
 def said(x)->str: return f'{x.shape[-1]}x{x.shape[-2]} ' + ('RGB' if x.shape[-3] == 3 else 'grey')
@@ -148,7 +152,7 @@ class Part:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             self.recipe.write_text(json.dumps(recipe))
-        elif self.list.is_file() and self.array.is_file(): self.resume()
+        elif self.list.is_file() and self.array.is_file(): resume(self)
 
     @property
     def done(self)->int: return min(len(self.lines)*BLOCK, self.n)
@@ -156,21 +160,6 @@ class Part:
         f = io.BytesIO()
         np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(self.n, *self.shape)))
         return f.getvalue()
-
-    def resume(self):
-        "Keep the blocks that are on disk as their lines say"
-        with self.array.open('r+b') as f:
-            for text in self.list.read_text().splitlines():
-                try: line = json.loads(text)
-                except ValueError: break                        # cut off in the middle of a line
-                if self.shape is None:
-                    self.shape = tuple(line['shape'])
-                    if f.read(len(self.header())) != self.header(): break
-                count = min(BLOCK, self.n-self.done)
-                if hashlib.sha256(f.read(count*int(np.prod(self.shape)))).hexdigest() != line['sha256']: break
-                self.lines.append(line)
-            if not self.lines: self.shape = None
-        self.list.write_text(''.join(json.dumps(l) + '\n' for l in self.lines))
 
     def add(self, images:np.ndarray, seen:dict):
         "Append a block, and only then say so"
@@ -190,7 +179,23 @@ class Part:
         except OSError as e: raise OSError(f'could not write {self.array}: {first_line(e)}. With room on the disk the same command goes on after {self.done:,} images') from None
         self.lines.append(line)
 
-# %% ../nbs/01a_datasets.ipynb #c018
+# %% ../nbs/01a_datasets.ipynb #c016
+def resume(part:Part):
+    "Keep the blocks that are on disk as their lines say"
+    with part.array.open('r+b') as f:
+        for text in part.list.read_text().splitlines():
+            try: line = json.loads(text)
+            except ValueError: break                        # cut off in the middle of a line
+            if part.shape is None:
+                part.shape = tuple(line['shape'])
+                if f.read(len(part.header())) != part.header(): break
+            size = min(BLOCK, part.n-part.done)*int(np.prod(part.shape))
+            if hashlib.sha256(f.read(size)).hexdigest() != line['sha256']: break
+            part.lines.append(line)
+    if not part.lines: part.shape = None
+    part.list.write_text(''.join(json.dumps(line) + '\n' for line in part.lines))
+
+# %% ../nbs/01a_datasets.ipynb #c019
 def check_source(
     source:Source,
     spec:Dataset|None,
@@ -224,7 +229,7 @@ def remarks(
         out.append(f'reduced from {long}x{long}; the published set is reduced from {spec.side}x{spec.side}, and its reference statistics belong to that')
     return out
 
-# %% ../nbs/01a_datasets.ipynb #c019
+# %% ../nbs/01a_datasets.ipynb #c020
 def prepare(
     source,                  # path of raw images in any format that `open_source` knows
     out,                     # folder to be made, or one that was made by the same call
@@ -235,7 +240,8 @@ def prepare(
     "Make a prepared set of a source, or go on with one that was cut off"
     source,out,how = open_source(Path(source)),Path(out),spec.resize if spec else how
     labels = check_source(source, spec)
-    stamp = hashlib.sha256(json.dumps([source.stamp, None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()]).encode()).hexdigest()[:16]
+    stamp = json.dumps([source.stamp, None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()])
+    stamp = hashlib.sha256(stamp.encode()).hexdigest()[:16]
     facts = dict(format=PREPARED, name=out.name, n=source.n, resize=asdict(how), source=source.name, stamp=stamp)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f'.{out.name}.lock')):
@@ -248,6 +254,7 @@ def prepare(
         for file in (part.list, part.recipe): (out/file.name).unlink()
     return load_prepared(out)
 
+# %% ../nbs/01a_datasets.ipynb #c021
 def fill(part:Part, source:Source, how:Resize, spec:Dataset|None, workers:int):
     "Decode what is not there yet"
     files = source.files(part.done)
@@ -256,7 +263,8 @@ def fill(part:Part, source:Source, how:Resize, spec:Dataset|None, workers:int):
             images,seen = read_block(block, how, pool)
             if spec and spec.lossless and seen['jpeg']:
                 raise ValueError(f'{source.name}: {block[0][0]} is a JPEG file, and the pixels of this set were never compressed: prepare it under a name that says so')
-            if part.shape not in (None, images.shape[1:]): raise ValueError(f'images of mixed size: {block[0][0]} is {said(images)}, those before it are {said(np.empty(part.shape))}')
+            if part.shape not in (None, images.shape[1:]):
+                raise ValueError(f'images of mixed size: {block[0][0]} is {said(images)}, those before it are {said(np.empty(part.shape))}')
             if not part.lines or len(part.lines) % 64 == 0: check_room(part.folder, (source.n-part.done)*images[0].size)
             part.add(images, seen)
             more(len(images))
@@ -266,7 +274,8 @@ def finish(part:Part, facts:dict, labels, notes:list):
     if part.done < part.n: raise ValueError(f'{facts["source"]} ended after {part.done:,} of {part.n:,} images')
     if labels is not None: np.save(part.folder/'labels.npy', labels.numpy())
     images = map_array(part.array)
-    more = dict(shape=[*images.shape], classes=0 if labels is None else int(labels.max())+1, checksum=images_checksum(images, labels), notes=notes, pillow=version('pillow'))
+    more = dict(shape=[*images.shape], classes=0 if labels is None else int(labels.max())+1, checksum=images_checksum(images, labels),
+                notes=notes, pillow=version('pillow'))
     (part.folder/'data.json').write_text(json.dumps(facts | more, indent=1) + '\n')
 
 def same(
@@ -279,7 +288,7 @@ def same(
     if differ: raise ValueError(f"{out} was prepared otherwise ({'; '.join(f'{k} {there.get(k)} there, {facts[k]} here' for k in differ)}): choose another --out, or remove it")
     return data
 
-# %% ../nbs/01a_datasets.ipynb #c028
+# %% ../nbs/01a_datasets.ipynb #c030
 def downloads()->Path: return project_root()/'data'/'downloads'
 
 def download(
@@ -324,7 +333,7 @@ def from_hub(
     except Exception as e:                                                   # whatever its network library raises
         raise OSError(f'cannot download {repo} from the Hugging Face hub ({first_line(e)}): get its train*.parquet files by hand and name their folder by --source') from None
 
-# %% ../nbs/01a_datasets.ipynb #c029
+# %% ../nbs/01a_datasets.ipynb #c031
 def find_raw(
     source:str|None,      # a path, a URL or hub:ID; None: what is known of the set
     spec:Dataset|None,

@@ -178,8 +178,8 @@ def test_resize_by_hand(tmp_path):
         top, left = (a.shape[0]-side)//2, (a.shape[1]-side)//2
         assert np.array_equal(x.permute(1, 2, 0), Image.fromarray(a[top:top+side, left:left+side]).resize((32, 32), lanczos))
     adm = prepare(tmp_path/'raw', tmp_path/'adm', Resize(32, 'dhariwal', channels=3))
-    halved = images[2].resize((250, 166), Image.Resampling.BOX).resize((125, 83), Image.Resampling.BOX).resize((48, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(adm.images[2].permute(1, 2, 0), np.asarray(halved)[:, 8:40])
+    halved = images[2].resize((250, 166), Image.Resampling.BOX).resize((125, 83), Image.Resampling.BOX).resize((62, 41), Image.Resampling.BOX)
+    assert np.array_equal(adm.images[2].permute(1, 2, 0), np.asarray(halved.resize((48, 32), Image.Resampling.BICUBIC))[:, 8:40])
     shutil.copytree(tmp_path/'raw', tmp_path/'square', ignore=lambda _, names: [f for f in names if f != '3.png'])
     whole = prepare(tmp_path/'square', tmp_path/'ffhq', DATASETS['ffhq64'].resize)
     assert np.array_equal(whole.images[0].permute(1, 2, 0), images[3])
@@ -216,12 +216,12 @@ def test_kill(tmp_path, monkeypatch):
         file = tmp_path/'raw'/f'class{i*3//600}'/f'{i:03d}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(rng.integers(0, 256, (3, 12+i % 3, 12), dtype=np.uint8)))
-    killed = [kill_after(f'data {tmp_path}/raw --resolution 8 --crop center --workers 1 --out {tmp_path}/set', tmp_path/'.set.part', blocks) for blocks in (7, 40)]
-    assert killed == [-signal.SIGKILL]*2 and not (tmp_path/'set').exists()
+    killed = kill_after(f'data {tmp_path}/raw --resolution 8 --crop center --workers 1 --out {tmp_path}/set', tmp_path/'.set.part', random.randrange(10, 50))
+    assert killed == -signal.SIGKILL and not (tmp_path/'set').exists()
     monkeypatch.setattr(datasets, 'BLOCK', 8)
     listed, decoded, real = tmp_path/'.set.part'/'blocks.jsonl', [], datasets.resized
     kept = len(listed.read_text().splitlines())
-    assert kept >= 40
+    assert kept >= 10
     with (tmp_path/'.set.part'/'images.npy').open('ab') as f: f.write(b'half a block')          # written, but not yet listed
     with listed.open('a') as f: f.write('{"sha256": "12')                                      # half a line
     monkeypatch.setattr(datasets, 'resized', lambda *args: decoded.append(0) or real(*args))
@@ -256,7 +256,7 @@ def test_mapped_images_train_as_loaded_ones(tmp_path):
     np.savez(tmp_path/'digits.npz', images=digits.images.numpy(), labels=digits.labels.numpy())
     mapped = prepare(tmp_path/'digits.npz', tmp_path/'digits')
     assert (mapped.checksum, mapped.sigma_data) == (digits.checksum, digits.sigma_data)
-    config = get_tier('smoke').pretrain
+    config = replace(get_tier('smoke').pretrain, images=64)
     runs = [pretrain(replace(config, data=source), folder=tmp_path/name) for name, source in [('a', 'digits'), ('b', str(tmp_path/'digits'))]]
     a, b = (load_tensors(r/'state.safetensors')[0] for r in runs)
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
