@@ -102,7 +102,7 @@ def sample_batches(
 ):                         # yields uint8 (b,c,h,w) on the device
     "Draw images from a run, a few at a time"
     config,d,device = read_config(folder),load_denoiser(folder, images),team().device
-    labels = load_images(config.data).labels if config.net.label_dim else None
+    labels = (load_images(config.data).labels if config.data else torch.arange(config.net.label_dim)) if config.net.label_dim else None
     net,how = config.net,dict(sampler=sampler or config.sampler, labels=labels, sigma_max=getattr(config, 'sigma_max', 80.), device=device)
     with threads_and_rng(config.threads), precision('fp32'):
         yield from draw_batches(d.to(device), (net.channels, net.resolution, net.resolution), which, num_steps or config.sample_steps, seed, **how)
@@ -187,6 +187,7 @@ def starting_from(
     for source in filter(None, (denoiser, teacher)):
         theirs = read_config(source)
         if not done(source): raise ValueError(f'{source} is no finished run: let the pre-training go on to its end first')
+        if getattr(theirs, 'precond', 'edm') not in ('edm','consistency'): raise ValueError(f'{source} is preconditioned as {theirs.precond!r}: a generator starts from a network under EDM preconditioning')
         if theirs.ema_halflife_kimg <= 0: raise ValueError(f'{source} has no averaged weights (ema_halflife_kimg is 0), and the last ones are too noisy to start from or to learn from: train it with an average')
         if replace(theirs.net, dropout=config.net.dropout, target_level=config.net.target_level) != config.net:
             raise ValueError(f'the denoiser in {source} has another network ({theirs.net}) than this run ({config.net})')

@@ -38,7 +38,7 @@ class PretrainConfig:
     "EDM pre-training (Karras et al. 2022, Table 1)"
     tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
-    data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
+    data:str='digits'              # 'digits', a set prepared by `gdpt data`, or any other source of images (`gdpt.data.load_images`)
     data_checksum:str=''           # of those images; filled in by the run
     seed:int=0                     # of the initial weights and of every random number in training
     images:int=400_000             # training length: images shown
@@ -68,7 +68,7 @@ class FinetuneConfig:
     "From a denoiser to a generator of few calls; by default D2O, one call at `sigma_max` trained by a GAN loss alone"
     tier:str='tiny'                # whose presets these are (`Tier.name`)
     net:NetConfig=NetConfig()
-    data:str='digits'              # 'digits', an image folder, an `.npz` or a `.parquet` (`gdpt.data`)
+    data:str='digits'              # 'digits', a set prepared by `gdpt data`, or any other source of images (`gdpt.data.load_images`)
     data_checksum:str=''           # of those images; filled in by the run
     seed:int=0                     # of the discriminator, of random initial weights and of every random number in training
     images:int=50_000              # training length: real images shown
@@ -315,7 +315,7 @@ _tiny = make_tier('tiny', PretrainConfig(), FinetuneConfig(snapshots=(5_000, 10_
 
 # %% ../nbs/00_tiers.ipynb #c032
 _net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=2, attn_resolutions=(16,), channel_mult_emb=4)
-_cifar = dict(data='data/cifar10.parquet', ema_halflife_kimg=500.)
+_cifar = dict(data='cifar10', ema_halflife_kimg=500.)
 _small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
     FinetuneConfig(net=_net32, **_cifar, images=2_000_000, batch_size=256, disc_channels=128, snapshots=(200_000, 500_000, 1_000_000, 2_000_000)),
     classes=10, lr_frozen=1e-3, lr_random=5e-4, eval_samples=50_000, results='data/small/RESULTS.md', claims='CIFAR-10 at 32x32 on one GPU',
@@ -352,12 +352,12 @@ _adm = NetConfig('adm', 64, 3, 192, (1,2,3,4), 3, (32,16,8), 4, label_dim=1000)
 _faces = dict(images=10_000_000, lr=2e-5, lr_disc=4e-5)
 
 PAPER = {t.name:t for t in (
-    paper_tier('paper', {'denoiser':     published('paper', 'edm-cifar10-32x32-uncond-ve.pkl', replace(_ncsnpp, dropout=.13), 'data/cifar10', 200_000_000, 18),
-                         'denoiser_cond':published('paper', 'edm-cifar10-32x32-cond-ve.pkl', replace(_ncsnpp, dropout=.13, label_dim=10), 'data/cifar10', 200_000_000, 18)},
+    paper_tier('paper', {'denoiser':     published('paper', 'edm-cifar10-32x32-uncond-ve.pkl', replace(_ncsnpp, dropout=.13), 'cifar10', 200_000_000, 18),
+                         'denoiser_cond':published('paper', 'edm-cifar10-32x32-cond-ve.pkl', replace(_ncsnpp, dropout=.13, label_dim=10), 'cifar10', 200_000_000, 18)},
                _vgg, 5_000_000, lr=1e-4, lr_disc=1e-4),
-    paper_tier('paper-ffhq64', {'denoiser':published('paper-ffhq64', 'edm-ffhq-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.05), 'data/ffhq64', 200_000_000, 40)}, _deit, **_faces),
-    paper_tier('paper-afhqv2-64', {'denoiser':published('paper-afhqv2-64', 'edm-afhqv2-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.25), 'data/afhqv2-64', 200_000_000, 40)}, _deit, **_faces),
-    paper_tier('paper-imagenet64', {'denoiser':published('paper-imagenet64', 'edm-imagenet-64x64-cond-adm.pkl', replace(_adm, dropout=.1), 'data/imagenet64', 2_500_000_000, 40)}, _deit, 10_000_000,
+    paper_tier('paper-ffhq64', {'denoiser':published('paper-ffhq64', 'edm-ffhq-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.05), 'ffhq64', 200_000_000, 40)}, _deit, **_faces),
+    paper_tier('paper-afhqv2-64', {'denoiser':published('paper-afhqv2-64', 'edm-afhqv2-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.25), 'afhqv2-64', 200_000_000, 40)}, _deit, **_faces),
+    paper_tier('paper-imagenet64', {'denoiser':published('paper-imagenet64', 'edm-imagenet-64x64-cond-adm.pkl', replace(_adm, dropout=.1), 'imagenet64', 2_500_000_000, 40)}, _deit, 10_000_000,
                lr=8e-6, lr_disc=4e-5, batch_size=512, ema_halflife_kimg=50_000.))}
 
 # %% ../nbs/00_tiers.ipynb #c038

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import gdpt
 from .checkpoints import check_folder, claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
-from .data import Images, batch_indices, keyed_generator, to_float
+from .data import Images, batch_indices, keyed_generator, resident, to_float
 from .engine import autocast, precision, team
 from .unet import frozen_fraction
 
@@ -460,13 +460,14 @@ def finish(
     marks = {m//batch_size:m for m in (*config.snapshots, config.images) if m <= config.images}
     columns = {t.loss:'' for s in range(total) for t in learner.objective.turns(s)}
     leads,device = learner.team.leads,learner.team.device
+    images = resident(data.images, device)
     if leads: log.rewind(learner.nimg)
     sums,t0 = {},time.monotonic()
     saved,bar = t0,Progress(name, total*batch_size, learner.nimg) if leads else None
     elapsed = lambda: round(meta['seconds'] + time.monotonic()-t0, 2)
     while learner.step < total:
         idx = batch_indices(len(data.images), config.seed, learner.step, batch_size)
-        batch = Batch(to_float(data.images[idx].to(device)), None if data.labels is None else data.labels[idx].to(device))
+        batch = Batch(to_float(images[idx]), None if data.labels is None else data.labels[idx].to(device))
         for k,v in learner.advance(batch).items(): sums.setdefault(k, []).append(v)
         mark,row = marks.get(learner.step),learner.step % LOG_STEPS == 0 or learner.step == total
         if mark or row: skipped = check_finite(learner, name)

@@ -1,0 +1,84 @@
+"The paper's recipes, shrunk: from a checkpoint of EDM's form and ImageNet networks from files to a one-step generator and its row in the table"
+import csv
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run
+from gdpt.tiers import get_tier
+from test_published import STANDINS
+
+timm = pytest.importorskip('timm')
+WRITE = '''
+import pickle, sys
+import torch
+from training import networks as N
+torch.manual_seed(0)
+kwargs = eval(sys.argv[1])
+net = N.EDMPrecond(**kwargs).eval().requires_grad_(False)
+for k,p in net.named_parameters(): p.copy_(torch.randn_like(p)*(.1 if p.ndim < 2 else p[0].numel()**-.5) + ('norm' in k and k.endswith('weight')))
+with open(sys.argv[2], 'wb') as f: pickle.dump(dict(ema=net), f)
+'''
+
+
+def edm_arguments(net):
+    "What EDM's class would have been called with"
+    adm = net.arch == 'adm'
+    own = dict(model_type='DhariwalUNet') if adm else dict(embedding_type='fourier', encoder_type='residual', decoder_type='standard', channel_mult_noise=2, resample_filter=[1,3,3,1])
+    return dict(img_resolution=net.resolution, img_channels=net.channels, label_dim=net.label_dim, model_channels=net.model_channels, channel_mult=list(net.channel_mult),
+                channel_mult_emb=net.channel_mult_emb, num_blocks=net.num_blocks, attn_resolutions=list(net.attn_resolutions), dropout=net.dropout, augment_dim=net.augment_dim, **own)
+
+
+def project(root, tier):
+    "A project whose checkpoint, feature networks and images are made up"
+    from gdpt.checkpoints import save_tensors
+    from gdpt.datasets import prepare
+    from shutil import copy2, copytree
+    copy2(ROOT/'settings.ini', root)
+    copytree(ROOT/'nbs'/'studies', root/'nbs'/'studies')
+    for name, source in {**STANDINS, 'write.py':WRITE}.items():
+        (root/'edm'/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/'edm'/name).write_text(source)
+    (root/'data'/'published').mkdir(parents=True)
+    for d in tier.denoisers.values(): run(sys.executable, 'write.py', repr(edm_arguments(d.net)), root/'data'/'published'/d.source, cwd=root/'edm', path=root/'edm')
+    for name in tier.arms['d2o'].backbones: save_tensors(root/'data'/'backbones'/f'{name}.safetensors', timm.create_model(name).state_dict())
+    net,rng = tier.pretrain.net,np.random.default_rng(0)
+    n = max(300, net.label_dim)
+    labels = dict(labels=np.arange(n) % net.label_dim) if net.label_dim else {}
+    np.savez(root/'raw.npz', images=rng.integers(0, 256, (n, net.channels, net.resolution, net.resolution), dtype=np.uint8), **labels)
+    prepare(root/'raw.npz', root/'data'/tier.pretrain.data)
+
+
+@pytest.mark.parametrize('name', ['paper-smoke', *(pytest.param(f'paper-{k}-smoke', marks=pytest.mark.slow) for k in ('ffhq64', 'afhqv2-64', 'imagenet64'))])
+def test_from_checkpoint_to_table(name, tmp_path, monkeypatch):
+    from gdpt.__main__ import main
+    from gdpt.studies import run_study
+    monkeypatch.setenv('GDPT_ROOT', str(tmp_path))
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    tier = get_tier(name)
+    project(tmp_path, tier)
+    run_study(tmp_path/'nbs'/'studies'/'d2o.ipynb', tmp_path/'d2o.ipynb', tier=name, arms=['teacher', 'd2o_f'], seeds=[0])
+    with open(next((tmp_path/'data'/'runs'/name/'rows').glob('*d2o_f*.csv')), newline='') as f: rows = list(csv.DictReader(f))
+    assert {'fd_cells256', 'kid_cells256', 'precision_cells256', 'recall_cells256', 'fd_contrasts256', 'fd_cells256_min'} == {r['metric'] for r in rows} - {r['metric'] for r in rows if r['metric'].endswith('_min') and r['metric'] != 'fd_cells256_min'}
+    assert {r['nimg'] for r in rows} == {'64', '128'} and all(float(r['evaluations']) > 0 for r in rows)
+    assert main(['results', '--tier', name]) == 0
+    assert '| d2o_f |' in (tmp_path/tier.results).read_text()
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    from gdpt.runs import arm_run
+    monkeypatch.setenv('GDPT_ROOT', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='edm-cifar10-32x32-uncond-ve.pkl is missing: put the published file of that name there'): arm_run(get_tier('paper'), 'd2o')
+    assert not (tmp_path/'data'/'runs').exists()
+
+
+def test_paper_networks_have_their_size():
+    sizes = {'paper':56_397_827, 'paper-ffhq64':62_761_091, 'paper-imagenet64':295_899_267}      # PAPER.md section 4
+    from gdpt.unet import frozen_fraction, frozen_names, make_net
+    for name, size in sizes.items():
+        config = get_tier(name).arms['d2o_f']
+        with torch.device('meta'): net = make_net(config.net)
+        assert sum(p.numel() for p in net.parameters()) == size
+        shares = {'paper':.8440, 'paper-ffhq64':.8383, 'paper-imagenet64':.7877}
+        assert abs(frozen_fraction(net, frozen_names(net, config.freeze)) - shares[name]) < 5e-5
