@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'MAPS', 'WIDTHS', 'CLASS_CHANNELS', 'EMBEDDING', 'four_taps', 'weights_file', 'timm_model', 'open_backbone',
-           'tensors_checksum', 'fold_norms', 'folded', 'Backbone', 'Mixing', 'SpectralConv2d', 'Head',
-           'ProjectedDiscriminator', 'check_resolution']
+           'tensors_checksum', 'backbones_checksum', 'fold_norms', 'folded', 'Backbone', 'Mixing', 'SpectralConv2d',
+           'Head', 'ProjectedDiscriminator', 'check_resolution']
 
 # %% ../nbs/06a_projected.ipynb #c002
 import hashlib
@@ -80,6 +80,15 @@ def tensors_checksum(tensors:dict)->str:
     h = hashlib.sha256()
     for k,t in sorted(tensors.items()): h.update(f'{k} {t.dtype} {tuple(t.shape)}'.encode() + t.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:16]
+
+
+def backbones_checksum(
+    backbones:tuple,      # names of timm models
+    weights:str='',       # '': the project's files or timm's downloads; a folder of safetensors files; 'random'
+    resolution:int=224,   # of the images that they will see, pixels
+)->str:
+    "What a config says of the weights of its backbones"
+    return '-'.join(tensors_checksum(open_backbone(name, weights, resolution)[0].state_dict()) for name in backbones)
 
 # %% ../nbs/06a_projected.ipynb #c017
 def fold_norms(model:nn.Module)->nn.Module:
