@@ -28,7 +28,7 @@ from .objectives.denoising import Denoising
 from .objectives.distillation import Distillation
 from .objectives.gan import generator_player
 from .objectives.sum import Sum
-from .projected import ProjectedDiscriminator
+from .projected import ProjectedDiscriminator, backbones_checksum
 from .protocols import SPACES, judged, judged_floors
 from .sampling import draw_batches, nfe
 from .tiers import FinetuneConfig, PretrainConfig, PublishedConfig, Tier, config_id, get_tier, read_config
@@ -213,6 +213,7 @@ def objective_of(
 def filled_in(config:FinetuneConfig, denoiser=None, teacher=None)->FinetuneConfig:
     "The config as it is filed: with the checksums of images and weights"
     if needs_denoiser(config): config = starting_from(config, denoiser, teacher)
+    if config.discriminator == 'projected': config = replace(config, backbones_checksum=backbones_checksum(config.backbones, resolution=config.disc_resolution))
     return completed(config, load_images(config.data))
 
 def finetune(

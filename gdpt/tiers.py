@@ -90,6 +90,7 @@ class FinetuneConfig:
     discriminator:Literal['scratch','encoder','random','classifier','projected']='scratch' # a small network, or heads on frozen features: of the pre-trained encoder, a random one, the first judge, ImageNet networks
     disc_channels:int=48           # width of the discriminator or of its heads; the projected one has its own
     backbones:tuple[str,...]=('vgg16_bn','tf_efficientnet_lite0') # ImageNet networks of a projected discriminator, by timm's names
+    backbones_checksum:str=''      # of their weights; filled in by the run
     disc_resolution:int=224        # to which it enlarges images, pixels
     disc_precision:Literal['fp32','bf16']='fp32' # of those networks
     augment:Literal['none','diffaugment','ada']='none' # of what the discriminator sees, real and generated

@@ -326,7 +326,7 @@ def rooms_of(
     objective:Objective,     # `parts`, where it has them, are objectives it is made of
 )->list:                     # names of modules
     "The modules that decide what training by an objective does: its classes', its networks', and `TRAINING_ROOMS`"
-    things = [objective, *getattr(objective, 'parts', ()), *(p.net for p in objective.players.values())]
+    things = [objective, *getattr(objective, 'parts', ()), *(m for p in objective.players.values() for m in p.net.modules())]
     modules = {c.__module__ for t in things for c in type(t).__mro__ if c.__module__.startswith('gdpt.')}
     return sorted({m.removeprefix('gdpt.').replace('.','/') for m in modules}.union(TRAINING_ROOMS))
 
