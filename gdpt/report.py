@@ -221,9 +221,10 @@ def read_runs(
     tier:Tier,
     rows,          # DataFrame of rows
 )->dict:           # run -> what it says of itself (`DONE`)
-    "The runs of this machine that are behind these rows"
+    "The runs of this machine that are behind these rows; published weights are none, for they were trained elsewhere"
     folder = project_root()/'data'/'runs'/tier.name
-    return {r:json.loads((folder/r/'DONE').read_text()) for r in rows[rows.here].run.unique() if (folder/r/'DONE').exists()}
+    found = {r:json.loads((folder/r/'DONE').read_text()) for r in rows[rows.here].run.unique() if (folder/r/'DONE').exists()}
+    return {r:said for r,said in found.items() if 'code' in said}
 
 def stale_runs(
     runs:dict,     # run -> what it says of itself
