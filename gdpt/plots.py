@@ -122,7 +122,8 @@ def curves(
         ax.plot([*points], mean, color=style.colour, marker=style.marker, label=style.label)
     subs = (1,2,5) if rows.nimg.max() < 30*rows.nimg.min() else (1,)  # more numbers than these would touch in a column
     ax.xaxis.set(major_locator=LogLocator(subs=subs), major_formatter=EngFormatter(sep=''), minor_formatter=NullFormatter())
-    ax.yaxis.set(major_formatter='{x:g}', minor_formatter=NullFormatter())
+    subs = (1,2,5) if rows.value.max() < 100*rows.value.min() else (1,)
+    ax.yaxis.set(major_locator=LogLocator(subs=subs), major_formatter='{x:g}', minor_formatter=NullFormatter())
 
 # %% ../nbs/10_plots.ipynb #c021
 def floor_line(
