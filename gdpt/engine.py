@@ -58,7 +58,7 @@ def team()->Team:
     if int(os.environ.get('WORLD_SIZE', '1')) == 1: return Team(device=pick_device())
     from accelerate import PartialState
     state = PartialState(cpu=pick_device().type == 'cpu')
-    return Team(state.process_index, state.num_processes, state.device)
+    return Team(state.process_index, state.num_processes, state.device if state.device.type != 'cpu' else torch.device('cpu'))     # not 'cpu:0', which equals no tensor's device
 
 # %% ../nbs/06c_engine.ipynb #c013
 PRECISIONS = ('fp32','tf32','bf16')
