@@ -17,7 +17,7 @@ from gdpt.training import Batch, Draw, asking_for_gradients, modules_of
 from test_resume import kill_after
 
 TEAM = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-RUN = '--tier smoke --images 2400 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 150 steps of four shards
+RUN = '--tier smoke --images 800 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 50 steps of four shards, two log intervals
 
 
 def gdpt(line, processes=1):
@@ -46,11 +46,17 @@ def test_two_processes_are_one(tmp_path, denoiser, command):
     for name, processes in (('one', 1), ('two', 2)):
         code, err = gdpt(f'{line} --out {tmp_path}/{name}', processes)
         assert code == 0, err
-    for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00002400.safetensors': same(tmp_path/'one', tmp_path/'two', file)
+    for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00000800.safetensors': same(tmp_path/'one', tmp_path/'two', file)
     one, two = (json.loads((tmp_path/k/'DONE').read_text()) for k in ('one', 'two'))
     assert (one['processes'], two['processes']) == (1, 2) and one['evaluations'] == two['evaluations']
-    # what one process began, killed without warning, two go on with
-    kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', 2)
+
+
+@pytest.mark.slow
+def test_two_go_on_where_one_was_killed(tmp_path, denoiser):
+    line = f'finetune {RUN} --denoiser {denoiser}'
+    code, err = gdpt(f'{line} --out {tmp_path}/one')
+    assert code == 0, err
+    kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', 1)
     assert not (tmp_path/'cut'/'DONE').exists()
     code, err = gdpt(f'{line} --out {tmp_path}/cut', 2)
     assert code == 0, err
