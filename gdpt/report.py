@@ -116,7 +116,7 @@ def metrics_of(
     seen = list(dict.fromkeys(rows.metric))
     return [m for m in METRICS if m in seen] or [m for m in seen if not m.endswith('_min')]
 
-#| export
+# %% ../nbs/12_report.ipynb #c019
 def over_images(
     rows,           # DataFrame of rows
     metric:str,
@@ -141,7 +141,7 @@ def over_metrics(
     first = lambda a: r[r.arm == a].iloc[0]
     return t.assign(images=[f'{first(a).nimg/1000:g}k' for a in arms], NFE=[str(first(a).nfe) for a in arms], seeds=[str(r[r.arm == a].seed.nunique()) for a in arms]).rename_axis('arm')
 
-# %% ../nbs/12_report.ipynb #c020
+# %% ../nbs/12_report.ipynb #c022
 def crossing(
     x,             # ascending and positive: images, or cost; (n,)
     y,             # positive, falling on the whole, (n,)
@@ -165,7 +165,7 @@ def images_to_reach(
     if curve.iloc[0] <= goal: return f'{curve.index[0]:,.0f} or less'
     return f'{crossing(curve.index, curve, goal):,.0f}'
 
-# %% ../nbs/12_report.ipynb #c023
+# %% ../nbs/12_report.ipynb #c025
 def committed_rows(tier:Tier):
     "The table as last committed, a DataFrame; None without git or without one"
     import pandas as pd
@@ -187,7 +187,7 @@ def differences(
     return len(both), [f'{study} {arm}, {nimg:,} images, NFE {nfe}: {metric} {mean_sd(r.new)} here, {mean_sd(r.old)} committed'
                        for (study,arm,nimg,nfe,metric),r in apart.iterrows()]
 
-# %% ../nbs/12_report.ipynb #c026
+# %% ../nbs/12_report.ipynb #c028
 def verdicts_path(tier:Tier)->Path:
     "The verdicts of a tier, which are tracked"
     return project_root()/'data'/tier.name/'verdicts.csv'
@@ -212,7 +212,7 @@ def in_words(
     return ' '.join([say('supported', 'At this scale, agrees with the paper'), say('refuted', 'Does not agree'),
                      say('undecided', 'Not decided, because the seeds differ too much, the feature spaces disagree or something has not run')])
 
-# %% ../nbs/12_report.ipynb #c029
+# %% ../nbs/12_report.ipynb #c031
 def save_note(tier:Tier, name:str, note:str):
     "Keep a line of a study that belongs on the page"
     write_text(project_root()/'data'/'runs'/tier.name/'notes'/f'{name}.md', note)
@@ -232,7 +232,7 @@ def stale_runs(
     "Runs that were trained by other code than today's"
     return [k for k,r in runs.items() if r['code'] != fingerprint(r['code'])]
 
-# %% ../nbs/12_report.ipynb #c031
+# %% ../nbs/12_report.ipynb #c033
 def made_by(
     runs:dict,           # run -> what it says of itself
     minutes:float=None,  # that the reproduction took
@@ -245,7 +245,7 @@ def made_by(
     return (f"{'; '.join(machines)}. {took}Training alone: {sum(r['seconds'] for r in runs.values())/60:.0f} minutes, one thread per run, as many side by side as "
             f'there are cores.\n\n| run | images | frozen | minutes | peak memory, MiB |\n|---|--:|--:|--:|--:|\n{table}')
 
-# %% ../nbs/12_report.ipynb #c033
+# %% ../nbs/12_report.ipynb #c035
 def page_notes(
     tier:Tier,
     rows,          # DataFrame of rows
@@ -266,7 +266,7 @@ def verdict_section(tier:Tier)->list:
     return ['## The claims of the paper', in_words(v), 'An effect is larger the more the claim is right; differences of logarithms unless it is said otherwise. '
             'Supported: the whole interval over seeds lies above the floor. Refuted: below.', markdown(verdict_table(v))]
 
-# %% ../nbs/12_report.ipynb #c034
+# %% ../nbs/12_report.ipynb #c036
 def other_tables(
     tier:Tier,
     rows,          # DataFrame of rows
