@@ -15,6 +15,7 @@ from pathlib import Path
 from .checkpoints import write_text
 from .data import project_root
 from .metrics import METRICS
+from .plots import metric_label
 from .tiers import Tier
 from .training import fingerprint
 
@@ -286,11 +287,11 @@ def write_results(
     arms = [a for a in (*tier.samplers, *tier.arms) if a in set(d2o.arm)]
     trained,floor_arms = [a for a in arms if a in tier.arms],[a for a in ('bootstrap','half') if a in set(rows.arm)]
     pictures = sorted(p for p in (project_root()/'figures'/tier.name).glob('*.png') if not p.name.startswith('.'))
-    up = '../'*len(Path(tier.results).parent.parts)
+    up,first = '../'*len(Path(tier.results).parent.parts),metrics_of(rows)[0]
     write_text(page, '\n\n'.join([f'# Results of the tier `{tier.name}`', f'Written by `make reproduce TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.',
         *verdict_section(tier),
-        f'## Fréchet distance over real images seen\n\nFeatures of the first judge, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
-        markdown(over_images(d2o, metrics_of(d2o)[0], trained)) if len(d2o) else 'None has run.',
+        f'## Fréchet distance over real images seen\n\n{metric_label(first)}, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
+        markdown(over_images(d2o, first, trained)) if len(d2o) else 'None has run.',
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',
         markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *other_tables(tier, rows), *page_notes(tier, rows, runs),
         '## Figures', *(f'![{p.stem}]({up}figures/{tier.name}/{p.name})' for p in pictures),

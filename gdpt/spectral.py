@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BANDS', 'frequency', 'power', 'radial_power', 'band_energies', 'restored', 'linearly_restored', 'half_level',
            'captured', 'band_shares', 'centred_gram', 'cka', 'on_the_way', 'best_level', 'walk', 'by_band',
-           'by_frequency', 'denoiser_rows', 'grams', 'similarity_rows', 'tuned_rows']
+           'by_frequency', 'called', 'denoiser_rows', 'grams', 'similarity_rows', 'tuned_rows']
 
 # %% ../nbs/15_spectral.ipynb #c002
 import math
@@ -90,7 +90,7 @@ def captured(
     "Measure the output of each encoder and decoder block whenever the denoiser is called"
     out = {}
     blocks = {f'{part}.{k}':m for part in ('enc','dec') for k,m in getattr(denoiser.net, part).items() if isinstance(m, UNetBlock)}
-    hook = lambda name: lambda module,args,output: out.__setitem__(name, measure(output.detach()))
+    hook = lambda name: lambda module,args,output: out.__setitem__(name, measure(output.detach().cpu()))
     hooks = [m.register_forward_hook(hook(k)) for k,m in blocks.items()]
     try: yield out
     finally:
@@ -170,6 +170,16 @@ def by_frequency(
             + by_band(band_energies(p).mean(0), what='energy', **columns))
 
 # %% ../nbs/15_spectral.ipynb #c044
+def called(
+    denoiser,           # on any device
+    x:torch.Tensor,     # (n,c,h,w)
+    sigma:float,        # image units
+    labels=None,        # (n,), for a class-conditional network
+)->torch.Tensor:        # (n,c,h,w), on the CPU
+    "A denoiser's answer, wherever it computes; spectra are taken in float64, on the CPU"
+    device = next((p.device for p in denoiser.parameters()), x.device)
+    return denoiser(x.to(device), sigma, labels if labels is None else labels.to(device)).cpu()
+
 @torch.no_grad()
 def denoiser_rows(
     denoiser,                # pre-trained
@@ -177,12 +187,13 @@ def denoiser_rows(
     noise:torch.Tensor,      # unit normal, same shape
     sigmas,                  # noise levels
     mean:torch.Tensor,       # mean image of the data (c,h,w)
+    labels=None,             # of the images (n,), for a class-conditional network
     **columns,               # of the rows
 )->list:
     "What a denoiser answers at each noise level (`power`, `energy`, `restored`), and the bands in each block (`share`)"
     rows = []
     for s in sigmas:
-        with captured(denoiser, band_shares) as blocks: answer = denoiser(images + s*noise, s)
+        with captured(denoiser, band_shares) as blocks: answer = called(denoiser, images + s*noise, s, labels)
         rows += by_frequency(answer, sigma=s, **columns) + by_band(restored(answer, images, mean), what='restored', sigma=s, **columns)
         for k,v in blocks.items(): rows += by_band(v, what='share', block=k, sigma=s, **columns)
     return rows
@@ -192,11 +203,12 @@ def denoiser_rows(
 def grams(
     denoiser,
     states:dict,     # noise level -> its input (n,c,h,w), the same images for all
+    labels=None,     # of these images (n,), for a class-conditional network
 )->dict:             # block -> centred Gram matrices, one per noise level
     "Inner products between images in each block, at each noise level"
     at = []
     for s,x in states.items():
-        with captured(denoiser, centred_gram) as blocks: denoiser(x, s)
+        with captured(denoiser, centred_gram) as blocks: called(denoiser, x, s, labels)
         at.append(blocks)
     return {k:[blocks[k] for blocks in at] for k in at[0]}
 
@@ -205,10 +217,11 @@ def similarity_rows(
     images:torch.Tensor,     # clean (n,c,h,w)
     noise:torch.Tensor,      # unit normal, same shape
     sigmas,                  # noise levels
+    labels=None,             # of the images (n,), for a class-conditional network
     **columns,               # of the rows
 )->list:
     "CKA of each block between noise levels (`cka`)"
-    return [dict(what='cka', block=k, sigma=s, other=o, value=float(v), **columns) for k,g in grams(denoiser, {s:images + s*noise for s in sigmas}).items()
+    return [dict(what='cka', block=k, sigma=s, other=o, value=float(v), **columns) for k,g in grams(denoiser, {s:images + s*noise for s in sigmas}, labels).items()
             for s,line in zip(sigmas, cka(g, g)) for o,v in zip(sigmas, line)]
 
 # %% ../nbs/15_spectral.ipynb #c046
@@ -218,12 +231,13 @@ def tuned_rows(
     denoiser,                # the pre-trained one
     noise:torch.Tensor,      # unit normal (n,c,h,w)
     sigmas,                  # noise levels, falling, geometric
+    labels=None,             # (n,), for class-conditional networks
     **columns,               # of the rows
 )->list:
     "Bands in each block of a one-step generator (`share`), its CKA with the pre-trained block at each noise level (`match`), and where that is best (`level`)"
     top,rows = sigmas[0],[]
-    with captured(generator, lambda m: (band_shares(m), [centred_gram(m)])) as tuned: samples = generator(top*noise, top)
-    theirs = grams(denoiser, {s:on_the_way(noise, samples, s, top) for s in sigmas})
+    with captured(generator, lambda m: (band_shares(m), [centred_gram(m)])) as tuned: samples = called(generator, top*noise, top, labels)
+    theirs = grams(denoiser, {s:on_the_way(noise, samples, s, top) for s in sigmas}, labels)
     for k,(share,gram) in tuned.items():
         match = cka(gram, theirs[k])[0]
         rows += by_band(share, what='share', block=k, sigma=top, **columns)

@@ -11,6 +11,7 @@ import ast
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .data import project_root
+from .protocols import SPACES, parts_played
 from .tiers import Tier, get_tier
 
 # %% ../nbs/13_studies.ipynb #c005
@@ -36,6 +37,12 @@ class Study:
     name:str           # of the notebook
     tier:Tier
     figures:Path       # folder for its pictures
+    parts:dict         # part in a comparison ('fd', 'precision') -> the tier's metric (`gdpt.protocols.parts_played`)
+
+    @property
+    def spaces(self)->list:
+        "Fréchet distances of the tier: the first decides, the second can object"
+        return [self.parts[k] for k in ('fd','fd_alt','fd_pix') if k in self.parts]
 
 def begin(
     name:str,          # of the notebook
@@ -45,7 +52,7 @@ def begin(
     "Check the parameters of a study and open it"
     refuse_undeclared(cells)
     tier = get_tier(tier)
-    return Study(name, tier, project_root()/'figures'/tier.name)
+    return Study(name, tier, project_root()/'figures'/tier.name, parts_played([SPACES[s] for s in tier.spaces] or tier.judges, tier.eval_samples))
 
 # %% ../nbs/13_studies.ipynb #c011
 def run_study(

@@ -332,6 +332,7 @@ def paper_tier(
     denoisers:dict,           # 'denoiser', and 'denoiser_cond' where there are two
     backbones:tuple,          # of the discriminator
     images:int,               # training length
+    steps:tuple=(),           # calls of the generators of several calls
     **recipe,                 # what differs from the defaults of `FinetuneConfig`
 )->Tier:
     "One of the paper's recipes"
@@ -340,6 +341,7 @@ def paper_tier(
                                         **{**dict(batch_size=256, shard_size=64, ema_halflife_kimg=500., precision='bf16'), **recipe})
     first,cond = denoisers['denoiser'],denoisers.get('denoiser_cond')
     arms = headline_arms(tuned(first), recipe['lr'], recipe['lr'])
+    arms |= {k:replace(a, recompute=True) for k,a in step_arms(tuned(first), steps, {}).items()}
     if cond: arms |= {'d2o_cond':tuned(cond), 'd2o_f_cond':replace(tuned(cond), freeze=1)}
     samplers = {'teacher':('denoiser',first.sample_steps), **({'teacher_cond':('denoiser_cond',cond.sample_steps)} if cond else {}), 'untuned':('denoiser',1)}
     return Tier(name, denoisers=denoisers, arms=arms, samplers=samplers, starts={k:'denoiser_cond' for k in arms if k.endswith('_cond')}, teachers={}, judges=(), spaces=('inception','clip','dinov2'),
@@ -355,7 +357,7 @@ _faces = dict(images=10_000_000, lr=2e-5, lr_disc=4e-5)
 PAPER = {t.name:t for t in (
     paper_tier('paper', {'denoiser':     published('paper', 'edm-cifar10-32x32-uncond-ve.pkl', replace(_ncsnpp, dropout=.13), 'cifar10', 200_000_000, 18),
                          'denoiser_cond':published('paper', 'edm-cifar10-32x32-cond-ve.pkl', replace(_ncsnpp, dropout=.13, label_dim=10), 'cifar10', 200_000_000, 18)},
-               _vgg, 5_000_000, lr=1e-4, lr_disc=1e-4),
+               _vgg, 5_000_000, steps=(2,4,6,8,10), lr=1e-4, lr_disc=1e-4),
     paper_tier('paper-ffhq64', {'denoiser':published('paper-ffhq64', 'edm-ffhq-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.05), 'ffhq64', 200_000_000, 40)}, _deit, **_faces),
     paper_tier('paper-afhqv2-64', {'denoiser':published('paper-afhqv2-64', 'edm-afhqv2-64x64-uncond-ve.pkl', replace(_ncsnpp64, dropout=.25), 'afhqv2-64', 200_000_000, 40)}, _deit, **_faces),
     paper_tier('paper-imagenet64', {'denoiser':published('paper-imagenet64', 'edm-imagenet-64x64-cond-adm.pkl', replace(_adm, dropout=.1), 'imagenet64', 2_500_000_000, 40)}, _deit, 10_000_000,

@@ -1,12 +1,13 @@
-"The paper's recipes, shrunk: from a checkpoint of EDM's form and ImageNet networks from files to a one-step generator and its row in the table"
+"The larger tiers, shrunk: from images (and checkpoints of EDM's form, and ImageNet networks) in files to tables, figures and verdicts"
 import csv
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
-from gdpt.tiers import get_tier
+from gdpt.tiers import PublishedConfig, get_tier
 from test_published import STANDINS
 
 timm = pytest.importorskip('timm')
@@ -31,40 +32,63 @@ def edm_arguments(net):
 
 
 def project(root, tier):
-    "A project whose checkpoint, feature networks and images are made up"
+    "A project whose images, checkpoints and feature networks are made up"
     from gdpt.checkpoints import save_tensors
     from gdpt.datasets import prepare
-    from shutil import copy2, copytree
-    copy2(ROOT/'settings.ini', root)
-    copytree(ROOT/'nbs'/'studies', root/'nbs'/'studies')
+    for name in ('nbs/studies', 'profiles', 'gdpt'): shutil.copytree(ROOT/name, root/name, ignore=shutil.ignore_patterns('__pycache__'))
+    (root/'data').mkdir()
+    for name in ('settings.ini', 'Snakefile', 'data/reported.csv'): shutil.copy2(ROOT/name, root/name)
+    published = [d for d in tier.denoisers.values() if isinstance(d, PublishedConfig)]
     for name, source in {**STANDINS, 'write.py':WRITE}.items():
         (root/'edm'/name).parent.mkdir(parents=True, exist_ok=True)
         (root/'edm'/name).write_text(source)
-    (root/'data'/'published').mkdir(parents=True)
-    for d in tier.denoisers.values(): run(sys.executable, 'write.py', repr(edm_arguments(d.net)), root/'data'/'published'/d.source, cwd=root/'edm', path=root/'edm')
-    for name in tier.arms['d2o'].backbones: save_tensors(root/'data'/'backbones'/f'{name}.safetensors', timm.create_model(name).state_dict())
-    net,rng = tier.pretrain.net,np.random.default_rng(0)
-    n = max(300, net.label_dim)
-    labels = dict(labels=np.arange(n) % net.label_dim) if net.label_dim else {}
+    (root/'data'/'published').mkdir()
+    for d in published: run(sys.executable, 'write.py', repr(edm_arguments(d.net)), root/'data'/'published'/d.source, cwd=root/'edm', path=root/'edm')
+    for name in tier.arms['d2o'].backbones if published else (): save_tensors(root/'data'/'backbones'/f'{name}.safetensors', timm.create_model(name).state_dict())
+    net,rng,classes = tier.pretrain.net,np.random.default_rng(0),max(d.net.label_dim for d in tier.denoisers.values())
+    n = max(300, classes)
+    labels = dict(labels=np.arange(n) % classes) if classes else {}
     np.savez(root/'raw.npz', images=rng.integers(0, 256, (n, net.channels, net.resolution, net.resolution), dtype=np.uint8), **labels)
     prepare(root/'raw.npz', root/'data'/tier.pretrain.data)
 
 
-@pytest.mark.parametrize('name', ['paper-smoke', *(pytest.param(f'paper-{k}-smoke', marks=pytest.mark.slow) for k in ('ffhq64', 'afhqv2-64', 'imagenet64'))])
-def test_from_checkpoint_to_table(name, tmp_path, monkeypatch):
+def test_from_checkpoint_to_table(tmp_path, monkeypatch):
     from gdpt.__main__ import main
     from gdpt.studies import run_study
     monkeypatch.setenv('GDPT_ROOT', str(tmp_path))
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    tier = get_tier(name)
+    tier = get_tier('paper-smoke')
     project(tmp_path, tier)
-    run_study(tmp_path/'nbs'/'studies'/'d2o.ipynb', tmp_path/'d2o.ipynb', tier=name, arms=['teacher', 'd2o_f'], seeds=[0])
-    with open(next((tmp_path/'data'/'runs'/name/'rows').glob('*d2o_f*.csv')), newline='') as f: rows = list(csv.DictReader(f))
+    run_study(tmp_path/'nbs'/'studies'/'d2o.ipynb', tmp_path/'d2o.ipynb', tier=tier.name, arms=['teacher', 'd2o_f'], seeds=[0])
+    with open(next((tmp_path/'data'/'runs'/tier.name/'rows').glob('*d2o_f*.csv')), newline='') as f: rows = list(csv.DictReader(f))
     names = {r['metric'] for r in rows}
     assert {'fd_cells256', 'kid_cells256', 'precision_cells256', 'recall_cells256', 'fd_contrasts256'} == {m for m in names if not m.endswith('_min')} and 'fd_cells256_min' in names
     assert {r['nimg'] for r in rows} == {'64', '128'} and all(float(r['evaluations']) > 0 for r in rows)
-    assert main(['results', '--tier', name]) == 0
+    assert main(['results', '--tier', tier.name]) == 0
     assert '| d2o_f |' in (tmp_path/tier.results).read_text()
+
+
+def test_small(tmp_path, monkeypatch):
+    "Images of three colours from a prepared set: pre-training, D2O, a report"
+    from gdpt.studies import run_study
+    monkeypatch.setenv('GDPT_ROOT', str(tmp_path))
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    project(tmp_path, get_tier('small-smoke'))
+    for study, how in (('d2o', dict(arms=['teacher', 'untuned', 'd2o'], seeds=[0])), ('pretraining', {})): run_study(tmp_path/'nbs'/'studies'/f'{study}.ipynb', tmp_path/f'{study}.ipynb', tier='small-smoke', **how)
+    assert (tmp_path/'figures'/'small-smoke'/'pretraining.png').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['small', 'paper', 'paper-ffhq64', 'paper-imagenet64'])
+def test_every_study(name, tmp_path):
+    "What `make reproduce STUDY=all SMOKE=1` does"
+    tier = get_tier(f'{name}-smoke')
+    project(tmp_path, tier)
+    run(sys.executable, '-m', 'snakemake', '--cores', 2, '--nolock', '--quiet', 'host', 'reason', '--config', f'tier={name}', 'study=all', cwd=tmp_path, path=tmp_path, GDPT_ROOT=tmp_path, SMOKE='1')
+    page, pictures = (tmp_path/tier.results).read_text(), {p.stem for p in (tmp_path/'figures'/tier.name).glob('*.png')}
+    assert '| d2o_f |' in page and ('| cd_gan |' in page) == (name == 'small')
+    assert pictures >= {'data_efficiency', 'gallery', 'spectrum_blocks', 'freezing', 'discriminators', 'state_of_the_art'}
+    with open(tmp_path/'data'/tier.name/'verdicts.csv', newline='') as f: assert {r['claim'] for r in csv.DictReader(f)} >= {f'C{i}' for i in range(1, 10) if i != 8}
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
