@@ -16,7 +16,7 @@ from .engine import precision, team
 from .objectives.denoising import Denoising
 from .runs import make_objective, new_denoiser, tier_judges
 from .sampling import SAMPLERS
-from .tiers import get_tier
+from .tiers import PretrainConfig, get_tier
 from .training import Batch, Learner, threads_and_rng
 
 # %% ../nbs/18_bench.ipynb #c005
@@ -29,9 +29,11 @@ class Case:
     precision:str='fp32'       # of the network
     compile:bool=False         # torch.compile for it
     num_steps:int=1            # noise levels, for 'sample'
+    features:str='fp32'        # precision of a projected discriminator's feature networks
+    threads:int=0              # of the CPU; 0: as many as the tier's runs have
 
     @property
-    def baseline(self)->'Case': return replace(self, precision='fp32', compile=False)
+    def baseline(self)->'Case': return replace(self, precision='fp32', features='fp32', compile=False)
 
 # %% ../nbs/18_bench.ipynb #c008
 def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
@@ -42,8 +44,8 @@ def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
 def training_step(case:Case, tier):
     "One step of a training, as a function without arguments; and the learner behind it"
     how = dict(batch_size=case.batch_size, shard_size=case.batch_size, precision=case.precision, compile=case.compile, images=10**9, snapshots=(), sigma_data=.5)
-    config = replace(tier.pretrain if case.work == 'pretrain' else tier.arms[case.work], **how)
-    pre = new_denoiser(replace(tier.pretrain, net=config.net, sigma_data=.5))
+    config = replace(tier.pretrain, **how) if case.work == 'pretrain' else replace(tier.arms[case.work], disc_precision=case.features, **how)
+    pre = new_denoiser(replace(config, seed=0))
     learner = Learner(Denoising(pre, config) if case.work == 'pretrain' else make_objective(config, pre), config)
     net = config.net
     batch = noise_batch((net.channels, net.resolution, net.resolution), case.batch_size, net.label_dim, learner.team.device)
@@ -58,7 +60,7 @@ def other_step(case:Case, tier):
     if case.work == 'judge':
         judges,pixels = tier_judges(tier),to_uint8(images)
         return lambda: [j.features(pixels) for j in judges]
-    d = new_denoiser(replace(tier.pretrain, sigma_data=.5)).to(device).eval().requires_grad_(False)
+    d = new_denoiser(replace(tier.arms['d2o'], sigma_data=.5)).to(device).eval().requires_grad_(False)
     if case.compile: d.net.forward = torch.compile(d.net.forward)
     sample,levels = SAMPLERS['euler' if case.num_steps == 1 else 'heun']
     def step():
@@ -69,7 +71,8 @@ def make_step(case:Case):
     "The work of a case, and operations per image in units of its network's forward passes where they are counted"
     tier = get_tier(case.tier)
     if case.work in ('sample','judge'): return other_step(case, tier),None
-    if case.work != 'pretrain' and case.work not in tier.arms: raise ValueError(f"unknown work {case.work!r}: expected 'pretrain', 'sample', 'judge' or an arm of tier {tier.name!r}")
+    known = [*(['pretrain'] if isinstance(tier.pretrain, PretrainConfig) else []), *tier.arms]
+    if case.work not in known: raise ValueError(f"unknown work {case.work!r}: expected 'sample', 'judge' or one of {', '.join(known)}, which tier {tier.name!r} has")
     return training_step(case, tier)
 
 # %% ../nbs/18_bench.ipynb #c012
@@ -99,18 +102,20 @@ def peak_memory()->float:
 def measure_case(
     case:Case,
     seconds:float=3.,     # to be spent on each measurement, about
-    rounds:int=5,         # of case and baseline by turns
+    rounds:int=5,         # of both by turns
+    against:Case=None,    # what its time is compared with; None: its baseline
 )->dict:                  # `case`'s fields, `images_per_s`, `ratio`, `memory_mib`, `share_of_peak`
-    "Time a case, alone and by turns with its baseline"
-    with threads_and_rng(get_tier(case.tier).pretrain.threads), precision(case.precision):
+    "Time a case, alone and by turns with another"
+    against = against or case.baseline
+    with threads_and_rng(case.threads or get_tier(case.tier).pretrain.threads), precision(case.precision):
         step,learner = make_step(case)
         step()                                                     # allocates, compiles and counts
         before = learner.meter.evaluations if learner else 0
         times = max(1, round(seconds/rounds/max(seconds_of(step, 1), 1e-6)))
         alone = [seconds_of(step, times) for _ in range(rounds)]
         memory,per_s,ratio = peak_memory(),case.batch_size/median(alone),1.
-        if case != case.baseline:
-            plain,_ = make_step(case.baseline)
+        if case != against:
+            plain,_ = make_step(against)
             plain()
             ratio = median(seconds_of(plain, times)/seconds_of(step, times) for _ in range(rounds))
         return dict(**asdict(case), images_per_s=per_s, ratio=ratio, memory_mib=memory, share_of_peak=share(case, learner, before, times*rounds+1, per_s))
@@ -129,7 +134,7 @@ def in_fresh_process(
     **how,         # as `measure_case`
 )->dict:           # its row; or the fields of the case and an `error`
     "Measure a case in a process of its own"
-    code = f'import json, gdpt.bench as b; print(json.dumps(b.measure_case(b.Case(**{asdict(case)!r}), **{how!r})))'
+    code = f'import json; from gdpt.bench import *; print(json.dumps(measure_case({case!r}, **{how!r})))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     if done.returncode: return {**asdict(case), 'error':(done.stderr.strip().splitlines() or [f'ended with status {done.returncode}'])[-1]}
     return json.loads(done.stdout.splitlines()[-1])

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
            'mean_sd', 'markdown', 'metrics_of', 'over_images', 'over_metrics', 'crossing', 'images_to_reach',
            'committed_rows', 'differences', 'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs',
-           'stale_runs', 'made_by', 'page_notes', 'verdict_section', 'other_tables', 'write_results']
+           'stale_runs', 'made_by', 'page_notes', 'verdict_section', 'speed_section', 'other_tables', 'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
 import io, json, math, subprocess
@@ -268,6 +268,20 @@ def verdict_section(tier:Tier)->list:
             'Supported: the whole interval over seeds lies above the floor. Refuted: below.', markdown(verdict_table(v))]
 
 # %% ../nbs/12_report.ipynb #c036
+def speed_section(tier:Tier)->list:
+    "What `make bench` has measured at this tier; nothing where it has not run"
+    import pandas as pd
+    path = results_path(tier).with_name('bench.csv')
+    if not path.exists(): return []
+    b = pd.read_csv(path, dtype={'torch':str})
+    text = dict(batch=b.batch_size, precision=[p if f == 'fp32' else f'{p}, features {f}' for p,f in zip(b.precision, b.features)], compiled=b.compile.map({True:'yes', False:''}),
+                **{'images/s':b.images_per_s.map(digits3), 'ratio to fp32':b.ratio.map('{:.2f}'.format), 'memory, MiB':b.memory_mib.map('{:.0f}'.format),
+                   'share of peak':b.share_of_peak.map(lambda v: '' if v != v else f'{v:.0%}')})
+    table = pd.DataFrame(text).set_index(pd.Index([f'{w}, {n} levels' if w == 'sample' else w for w,n in zip(b.work, b.num_steps)], name='work'))
+    return ['## Speed', f"Measured on {', '.join(b.device.unique())}, torch {', '.join(b.torch.unique())}, {', '.join(f'{t} threads' if t > 1 else '1 thread' for t in b.threads.unique())}. Ratio: by turns with the same "
+            'work in fp32 without compilation. Share of the peak: of a large matrix product in that precision.', markdown(table)]
+
+# %% ../nbs/12_report.ipynb #c038
 def other_tables(
     tier:Tier,
     rows,          # DataFrame of rows
@@ -294,6 +308,7 @@ def write_results(
         markdown(over_images(d2o, first, trained)) if len(d2o) else 'None has run.',
         '## All measures at the end of training\n\n`bootstrap` and `half` are floors: real images scored as if they were samples (spread over repeats).',
         markdown(over_metrics(rows[(rows.study == 'd2o') | rows.arm.isin(floor_arms)], arms+floor_arms)), *other_tables(tier, rows), *page_notes(tier, rows, runs),
+        *speed_section(tier),
         '## Figures', *(f'![{p.stem}]({up}figures/{tier.name}/{p.name})' for p in pictures),
         '## Made by', made_by(runs, minutes)]) + '\n')
     return page
