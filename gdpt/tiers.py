@@ -369,7 +369,7 @@ def shrink(tier:Tier)->Tier:
     name = 'smoke' if tier.name == 'tiny' else f'{tier.name}-smoke'
     short = dict(tier=name, images=128, batch_size=32, shard_size=16)
     little = lambda c,**more: widened(replace(c, **more), model_channels=min(c.net.model_channels//2, 64 if c.net.arch == 'adm' else 16), num_blocks=1)     # ADM's attention has heads of 64 channels
-    looks = lambda a: dict(backbones=('test_efficientnet','test_vit')[:len(a.backbones)], disc_resolution=min(a.disc_resolution, 160))
+    looks = lambda a: dict(backbones=('test_efficientnet','test_vit')[:len(a.backbones)], disc_resolution=min(a.disc_resolution, 128))
     tuned = lambda a: little(a, **short, **looks(a), snapshots=(64,), images_before=128 if a.images_before else 0, levels=min(a.levels, 8), precision='fp32')
     before = lambda d: little(d, tier=name, sample_steps=3) if isinstance(d, PublishedConfig) else little(d, **short, warmup_images=64, sample_steps=3)
     return replace(tier, name=name, eval_samples=256, eval_blocks=min(tier.eval_blocks, 2), spaces=('cells','contrasts')[:len(tier.spaces)], floor_repeats=2, seeds=tier.seeds[:2], more_seeds=tier.more_seeds[:2], results=f'data/{name}/RESULTS.md',
