@@ -10,6 +10,9 @@ GPUS   ?= $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 # two workers of one thread each: the machine that CI has
 TEST_WORKERS = 2
 
+# where this is set, as in some containers, every process would compile PyTorch's thousands of files anew: twice the time to import it
+export PYTHONDONTWRITEBYTECODE =
+
 UV_VERSION = 0.13.8
 VENV = .venv
 BIN  = $(VENV)/bin
