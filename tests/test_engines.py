@@ -1,6 +1,7 @@
 "Several processes train as one does, to the last bit; nothing in a loss leaves the device it computes on"
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,16 +15,15 @@ from gdpt.data import load_images
 from gdpt.objectives.denoising import Denoising
 from gdpt.tiers import get_tier
 from gdpt.training import Batch, Draw, asking_for_gradients, modules_of
-from test_resume import kill_after
+from processes import finish, team
 
-TEAM = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
 RUN = '--tier smoke --images 800 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 50 steps of four shards, two log intervals
 
 
-def gdpt(line, processes=1):
-    "A `gdpt` command, on one process or on a team of two"
-    start = [sys.executable] if processes == 1 else TEAM
-    done = subprocess.run([*start, '-m', 'gdpt', *line.split()], capture_output=True, text=True, env={**os.environ, 'GDPT_PROGRESS':'plain', 'OMP_NUM_THREADS':'1'})
+def launched(line):
+    "A `gdpt` command on a team of two, started as a user would"
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'gdpt', *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'GDPT_PROGRESS':'plain', 'OMP_NUM_THREADS':'1'})
     return done.returncode, done.stderr
 
 
@@ -35,36 +35,34 @@ def same(a, b, file):
 @pytest.fixture(scope='module')
 def denoiser(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pre')/'run'
-    code, err = gdpt(f'pretrain --tier smoke --images 320 --out {folder}')
+    code, err = finish(f'pretrain --tier smoke --images 320 --out {folder}')
     assert code == 0, err
     return folder
 
 
-@pytest.mark.parametrize('command', [pytest.param('pretrain', marks=pytest.mark.slow), 'finetune'])
-def test_two_processes_are_one(tmp_path, denoiser, command):
+@pytest.mark.parametrize('command, two', [pytest.param('pretrain', launched, marks=pytest.mark.slow), ('finetune', team)])
+def test_two_processes_are_one(tmp_path, denoiser, command, two):
     line = f'{command} {RUN}' + f' --denoiser {denoiser}'*(command == 'finetune')
-    for name, processes in (('one', 1), ('two', 2)):
-        code, err = gdpt(f'{line} --out {tmp_path}/{name}', processes)
+    for name, how in (('one', finish), ('two', two)):
+        code, err = how(f'{line} --out {tmp_path}/{name}')
         assert code == 0, err
     for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00000800.safetensors': same(tmp_path/'one', tmp_path/'two', file)
     one, two = (json.loads((tmp_path/k/'DONE').read_text()) for k in ('one', 'two'))
     assert (one['processes'], two['processes']) == (1, 2) and one['evaluations'] == two['evaluations']
 
 
-@pytest.mark.slow
 def test_two_go_on_where_one_was_killed(tmp_path, denoiser):
     line = f'finetune {RUN} --denoiser {denoiser}'
-    code, err = gdpt(f'{line} --out {tmp_path}/one')
+    code, err = finish(f'{line} --out {tmp_path}/one')
     assert code == 0, err
-    kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', 1)
-    assert not (tmp_path/'cut'/'DONE').exists()
-    code, err = gdpt(f'{line} --out {tmp_path}/cut', 2)
+    assert finish(f'{line} --out {tmp_path}/cut', log_steps=25, dies_at=560)[0] == -signal.SIGKILL
+    code, err = team(f'{line} --out {tmp_path}/cut')
     assert code == 0, err
     same(tmp_path/'one', tmp_path/'cut', 'state.safetensors')
 
 
 def test_shards_that_cannot_be_shared(tmp_path):
-    code, err = gdpt(f'pretrain --tier smoke --images 640 --batch-size 16 --shard-size 16 --out {tmp_path}/run', 2)
+    code, err = team(f'pretrain --tier smoke --images 640 --batch-size 16 --shard-size 16 --out {tmp_path}/run')
     assert code and '1 shards cannot be shared by 2 processes' in err
     assert not (tmp_path/'run'/'config.json').exists()
 

@@ -1,77 +1,99 @@
 "A run that was killed goes on bit by bit; a disk that fills up costs nothing that was saved"
+import json
 import os
 import random
-import resource
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from gdpt.checkpoints import file_checksum, load_tensors
+from processes import PHASES, Running, finish
 
-# states are saved at every log interval, so that a kill finds something to go on from
-SCRIPT = 'import sys, gdpt.training as t; t.SAVE_SECONDS = 0.; from gdpt.__main__ import main; sys.exit(main(sys.argv[1:]))'
-IMAGES = 2_400  # 150 steps of 16 images, six log intervals
-RUN = f'--tier smoke --images {IMAGES} --batch-size 16'
-FILES = 'state.safetensors', 'snapshots/00000064.safetensors', f'snapshots/{IMAGES:08d}.safetensors'
-
-
-def start(line, limit=None):
-    "A `gdpt` process; `limit` bytes are the most that it may write to one file"
-    shrink = limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, *line.split()], preexec_fn=shrink, stderr=subprocess.PIPE, text=True, env={**os.environ, 'GDPT_PROGRESS':'plain'})
-
-
-def finish(line, **kw):
-    process = start(line, **kw)
-    _, err = process.communicate()
-    return process.returncode, err
-
-
-def kill_after(line, folder, rows):
-    "Kill the process without warning once its log has this many rows, at whatever it is doing then"
-    process, log = start(line), folder/'log.csv'
-    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < rows+1): time.sleep(.002)
-    time.sleep(random.random()*.2)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode
+RUN = '--tier smoke --images 2400 --batch-size 16'      # 150 steps of 16 images, six rows of the log
+EVERY = dict(log_steps=25)                              # a state is saved with every row
 
 
 def losses(folder): return [row.split(',')[:1] + row.split(',')[2:] for row in (folder/'log.csv').read_text().splitlines()]
 
 
-@pytest.fixture(scope='module')
-def denoiser(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('pre')/'run'
-    code, err = finish(f'pretrain --tier smoke --images 320 --out {folder}')
-    assert code == 0, err
-    return folder
+def half_written(folder): return [p for p in folder.rglob('.*') if p.suffix[1:].isdigit()]
 
 
-@pytest.mark.parametrize('command', ['pretrain', 'finetune --freeze 1'])
-def test_kill(tmp_path, denoiser, command):
-    line = f'{command} {RUN} --snapshots 64 --seed 3' + f' --denoiser {denoiser}'*command.startswith('finetune')
-    code, err = finish(f'{line} --out {tmp_path}/whole')
-    assert code == 0, err
-    rng, killed = random.Random(), 0
-    for rows in sorted(rng.sample(range(1, 5), 2)): killed += kill_after(f'{line} --out {tmp_path}/cut', tmp_path/'cut', rows) == -signal.SIGKILL
-    assert killed, 'no kill came in time'
-    assert not (tmp_path/'cut'/'DONE').exists()
-    code, err = finish(f'{line} --out {tmp_path}/cut')
-    assert code == 0, err
-    for f in FILES:
-        a, b = (load_tensors(tmp_path/k/f)[0] for k in ('whole', 'cut'))
-        assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a), f
-    assert losses(tmp_path/'whole') == losses(tmp_path/'cut')
+# A life: all that a user does, in one process. A file takes .02 s to reach the disk, so that there is a while in which it is half there.
+SHORT = '--tier smoke --images 256 --batch-size 16 --snapshots 64 --seed 3'
+SLOW = dict(log_steps=4, slow_disk=.02)
+
+
+def life(root):
+    lines = f'pretrain {SHORT} --out {root}/pre', f'finetune --denoiser {root}/pre --freeze 1 {SHORT} --out {root}/run', f'evaluate {root}/run'
+    return Running(*lines, GDPT_ROOT=str(root), **SLOW)
+
+
+def lived(process, until=lambda counts: False):
+    "Look at a process every millisecond until it ends, or is killed when `until` says so; how often it was seen in each phase"
+    seen = dict.fromkeys(PHASES, 0)
+    while process.process.is_alive():
+        seen[process.doing] += 1
+        if until(seen):
+            process.kill()
+            break
+        time.sleep(.001)
+    return seen
+
+
+def same(whole, cut):
+    "Weights, states, losses and measurements, bit for bit; and nothing is left lying about"
+    for run in 'pre', 'run':
+        files = [p.relative_to(whole/run) for p in (whole/run).rglob('*.safetensors')]
+        assert len(files) == 3 and {*files} == {p.relative_to(cut/run) for p in (cut/run).rglob('*.safetensors')}
+        for f in files:
+            a, b = (load_tensors(root/run/f)[0] for root in (whole, cut))
+            assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a), f
+        assert losses(whole/run) == losses(cut/run)
+        assert len({json.loads((root/run/'DONE').read_text())['evaluations'] for root in (whole, cut)}) == 1
+    assert (whole/'run'/'metrics.json').read_text() == (cut/'run'/'metrics.json').read_text()
+    assert half_written(cut) == []
+
+
+@pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill(tmp_path, kills):
+    "Killed at random moments while training, saving and evaluating, again and again until it is done: as if nothing had been"
+    seed = int(os.environ.get('GDPT_TEST_SEED') or random.randrange(2**32))
+    rng, died, roots = random.Random(seed), [], iter(tmp_path/f'{i}' for i in range(1, 10*kills))
+    targets = [PHASES[1:][i % 3] for i in range(kills)]
+    rng.shuffle(targets)
+    try:
+        whole = life(tmp_path/'whole')
+        sights = lived(whole)
+        assert whole.end()[0] == 0
+        root, fresh = next(roots), True
+        while True:
+            target = targets[0] if targets else None
+            moment = rng.randint(1, max(1, sights[target])) if target else None        # the n-th time that it is seen in this phase
+            shutil.copytree(tmp_path/'whole'/'data'/'cache'/'floors', root/'data'/'cache'/'floors', dirs_exist_ok=True)       # what real images score: most of the time, and no part of a run
+            process = life(root)
+            seen = lived(process, lambda seen: target and seen[target] == moment)
+            code, said = process.end()
+            assert code in (0, -signal.SIGKILL), said
+            if code:
+                died.append(process.doing)
+                if died[-1] == target: targets.pop(0)
+            else:                                             # done before that moment came
+                same(tmp_path/'whole', root)
+                if fresh: sights = seen
+                if not targets: break
+                root = next(roots)
+            fresh = not code
+    except Exception as e: raise AssertionError(f'GDPT_TEST_SEED={seed}, killed while {", ".join(died)}: {e!r}') from e
+    assert len(died) >= kills and {*died} >= {*PHASES[1:]}
 
 
 def test_full_disk(tmp_path):
     line = f'pretrain {RUN} --out {tmp_path}/run'
-    assert kill_after(line, tmp_path/'run', 3) == -signal.SIGKILL
+    assert finish(line, **EVERY, dies_at=1200)[0] == -signal.SIGKILL
     saved = file_checksum(tmp_path/'run'/'state.safetensors')
-    code, err = finish(line, limit=300_000)
+    code, err = finish(line, **EVERY, limit=300_000)
     message = [row for row in err.splitlines() if not row.startswith('run:')]
     assert code == 2 and len(message) == 1 and 'could not save' in message[0] and 'run again to go on' in message[0], err
     assert file_checksum(tmp_path/'run'/'state.safetensors') == saved
@@ -83,7 +105,7 @@ def test_full_disk(tmp_path):
 
 def test_truncated_state(tmp_path):
     line = f'pretrain {RUN} --out {tmp_path}/run'
-    kill_after(line, tmp_path/'run', 2)
+    finish(line, **EVERY, dies_at=800)
     state = tmp_path/'run'/'state.safetensors'
     whole = state.read_bytes()
     state.write_bytes(whole[:len(whole)//2])
@@ -97,8 +119,7 @@ def test_truncated_state(tmp_path):
 def test_two_processes(tmp_path):
     "Both are asked for the same run: one trains, the other waits and finds it done"
     line = f'pretrain {RUN} --out {tmp_path}/run'
-    both = [start(line) for _ in range(2)]
-    errors = [p.communicate()[1] for p in both]
-    assert [p.returncode for p in both] == [0, 0], errors
-    assert sum('waiting' in e for e in errors) <= 1
+    ends = [p.end() for p in [Running(line) for _ in range(2)]]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert sum('waiting' in said for _, said in ends) <= 1
     assert len((tmp_path/'run'/'log.csv').read_text().splitlines()) == 1 + 6
