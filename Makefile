@@ -9,6 +9,9 @@ PROFILE ?=
 GPUS   ?= $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 # two workers of one thread each: the machine that CI has
 TEST_WORKERS = 2
+ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+NOTEBOOKS  = $(ONE_THREAD) $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing
+PYTEST     = $(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # where this is set, as in some containers, every process would compile PyTorch's thousands of files anew: twice the time to import it
 export PYTHONDONTWRITEBYTECODE =
@@ -64,12 +67,12 @@ lint: $(DONE)
 	$(BIN)/ruff check gdpt tests
 
 test: lint ## lint, run the library notebooks and tests/: what CI runs
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(NOTEBOOKS)
+	$(PYTEST) -m "not slow"
 
 test-all: lint ## the same with the slow cells and tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(TEST_WORKERS) --timing --flags slow
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(NOTEBOOKS) --flags slow
+	$(PYTEST)
 
 export: $(DONE) ## notebooks to library: strip outputs, clean, write gdpt/
 	@grep -ls '^ *"output_type":' nbs/*.ipynb nbs/*/*.ipynb | xargs -r $(BIN)/jupyter nbconvert --log-level WARN --clear-output --inplace

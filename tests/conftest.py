@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ['studies', 'paper_tier', 'resume', 'runs', 'engines', 'projected', 'house', 'published']      # files in the order in which they start, so that two workers end together
 SOURCES = ['gdpt', 'nbs', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE']
+
+
+def pytest_collection_modifyitems(items):
+    names = [f'test_{n}' for n in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))      # a stable sort: within a file the order stays
 
 
 def copy_sources(to, skip=()):

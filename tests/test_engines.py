@@ -17,7 +17,7 @@ from gdpt.tiers import get_tier
 from gdpt.training import Batch, Draw, asking_for_gradients, modules_of
 from processes import finish, team
 
-RUN = '--tier smoke --images 800 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 50 steps of four shards, two log intervals
+RUN = '--tier smoke --images 480 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 30 steps of four shards, two log intervals
 
 
 def launched(line):
@@ -46,7 +46,7 @@ def test_two_processes_are_one(tmp_path, denoiser, command, two):
     for name, how in (('one', finish), ('two', two)):
         code, err = how(f'{line} --out {tmp_path}/{name}')
         assert code == 0, err
-    for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00000800.safetensors': same(tmp_path/'one', tmp_path/'two', file)
+    for file in 'state.safetensors', 'snapshots/00000064.safetensors', 'snapshots/00000480.safetensors': same(tmp_path/'one', tmp_path/'two', file)
     one, two = (json.loads((tmp_path/k/'DONE').read_text()) for k in ('one', 'two'))
     assert (one['processes'], two['processes']) == (1, 2) and one['evaluations'] == two['evaluations']
 
@@ -55,7 +55,7 @@ def test_two_go_on_where_one_was_killed(tmp_path, denoiser):
     line = f'finetune {RUN} --denoiser {denoiser}'
     code, err = finish(f'{line} --out {tmp_path}/one')
     assert code == 0, err
-    assert finish(f'{line} --out {tmp_path}/cut', log_steps=25, dies_at=560)[0] == -signal.SIGKILL
+    assert finish(f'{line} --out {tmp_path}/cut', log_steps=25, dies_at=416)[0] == -signal.SIGKILL
     code, err = team(f'{line} --out {tmp_path}/cut')
     assert code == 0, err
     same(tmp_path/'one', tmp_path/'cut', 'state.safetensors')

@@ -10,8 +10,8 @@ import pytest
 from gdpt.checkpoints import file_checksum, load_tensors
 from processes import PHASES, Running, finish
 
-RUN = '--tier smoke --images 2400 --batch-size 16'      # 150 steps of 16 images, six rows of the log
-EVERY = dict(log_steps=25)                              # a state is saved with every row
+RUN = '--tier smoke --images 800 --batch-size 16'       # 50 steps of 16 images
+EVERY = dict(log_steps=10)                              # five rows of the log, and a state is saved with each
 
 
 def losses(folder): return [row.split(',')[:1] + row.split(',')[2:] for row in (folder/'log.csv').read_text().splitlines()]
@@ -91,7 +91,7 @@ def test_kill(tmp_path, kills):
 
 def test_full_disk(tmp_path):
     line = f'pretrain {RUN} --out {tmp_path}/run'
-    assert finish(line, **EVERY, dies_at=1200)[0] == -signal.SIGKILL
+    assert finish(line, **EVERY, dies_at=480)[0] == -signal.SIGKILL
     saved = file_checksum(tmp_path/'run'/'state.safetensors')
     code, err = finish(line, **EVERY, limit=300_000)
     message = [row for row in err.splitlines() if not row.startswith('run:')]
@@ -105,7 +105,7 @@ def test_full_disk(tmp_path):
 
 def test_truncated_state(tmp_path):
     line = f'pretrain {RUN} --out {tmp_path}/run'
-    finish(line, **EVERY, dies_at=800)
+    finish(line, **EVERY, dies_at=320)
     state = tmp_path/'run'/'state.safetensors'
     whole = state.read_bytes()
     state.write_bytes(whole[:len(whole)//2])
@@ -122,4 +122,4 @@ def test_two_processes(tmp_path):
     ends = [p.end() for p in [Running(line) for _ in range(2)]]
     assert [code for code, _ in ends] == [0, 0], ends
     assert sum('waiting' in said for _, said in ends) <= 1
-    assert len((tmp_path/'run'/'log.csv').read_text().splitlines()) == 1 + 6
+    assert len((tmp_path/'run'/'log.csv').read_text().splitlines()) == 1 + 2
