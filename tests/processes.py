@@ -86,5 +86,11 @@ def team(line, size=2, **how):
         s.bind(('127.0.0.1', 0))
         shared = dict(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]))
     members = [Running(line, **how, **shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(size)]
+    while any(m.process.is_alive() for m in members):
+        if any(m.process.exitcode for m in members):          # one has failed: the others may wait for it for ever
+            for m in members:
+                m.process.join(5)
+                m.process.kill()
+        time.sleep(.01)
     ends = [m.end() for m in members]
     return next((code for code, _ in ends if code), 0), '\n'.join(said for _, said in ends)

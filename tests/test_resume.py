@@ -60,14 +60,14 @@ def same(whole, cut):
 def test_kill(tmp_path, kills):
     "Killed at random moments while training, saving and evaluating, again and again until it is done: as if nothing had been"
     seed = int(os.environ.get('GDPT_TEST_SEED') or random.randrange(2**32))
-    rng, died, roots = random.Random(seed), [], iter(tmp_path/f'{i}' for i in range(1, 10*kills))
+    rng, died, lives = random.Random(seed), [], 1
     targets = [PHASES[1:][i % 3] for i in range(kills)]
     rng.shuffle(targets)
     try:
         whole = life(tmp_path/'whole')
         sights = lived(whole)
         assert whole.end()[0] == 0
-        root, fresh = next(roots), True
+        root, fresh = tmp_path/'1', True
         while True:
             target = targets[0] if targets else None
             moment = rng.randint(1, max(1, sights[target])) if target else None        # the n-th time that it is seen in this phase
@@ -83,7 +83,9 @@ def test_kill(tmp_path, kills):
                 same(tmp_path/'whole', root)
                 if fresh: sights = seen
                 if not targets: break
-                root = next(roots)
+                lives += 1
+                assert lives < 10*kills, 'again and again, a life was over before its moment came'
+                root = tmp_path/str(lives)
             fresh = not code
     except Exception as e: raise AssertionError(f'GDPT_TEST_SEED={seed}, killed while {", ".join(died)}: {e!r}') from e
     assert len(died) >= kills and {*died} >= {*PHASES[1:]}
