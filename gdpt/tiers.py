@@ -58,6 +58,7 @@ class PretrainConfig:
     threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
     precision:Literal['fp32','tf32','bf16']='fp32' # of products and convolutions in training; samples are drawn in fp32
     compile:bool=False             # torch.compile for the network that is trained
+    recompute:bool=False           # keep only what enters its blocks, and compute their insides again in the backward pass: less memory, the same numbers
     sampler:ClassVar[str]='heun'   # `gdpt.sampling.SAMPLERS`
 
 # %% ../nbs/00_tiers.ipynb #c009
@@ -84,7 +85,6 @@ class FinetuneConfig:
     distance:Literal['features','pseudo_huber','lpips']='features' # between images, in distillation
     levels:int=18                  # noise levels of the grid that distillation works on
     solver_steps:int=3             # CTM: the teacher goes 1 to this many levels
-    recompute:bool=False           # several calls: compute activations again instead of keeping them
     sigma_data:float=0.            # standard deviation of the images in [-1,1]; 0: measured on `data`
     sigma_max:float=80.            # noise level of the one call
     discriminator:Literal['scratch','encoder','random','classifier','projected']='scratch' # a small network, or heads on frozen features: of the pre-trained encoder, a random one, the first judge, ImageNet networks
@@ -110,6 +110,7 @@ class FinetuneConfig:
     threads:int=1                  # CPU threads; part of the config because sums come out differently in other numbers of them
     precision:Literal['fp32','tf32','bf16']='fp32' # of products and convolutions in training; samples are drawn in fp32
     compile:bool=False             # torch.compile for the generator
+    recompute:bool=False           # keep only what enters its blocks, and compute their insides again in the backward pass: less memory, the same numbers
     sampler:ClassVar[str]='euler'  # `gdpt.sampling.SAMPLERS`
 
 # %% ../nbs/00_tiers.ipynb #c011

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'PATIENCE', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
-           'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'exchange', 'Learner', 'modules_of',
-           'learner_state', 'restore_learner', 'watched', 'Progress', 'fingerprint', 'rooms_of', 'record', 'cpu_name',
-           'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError', 'check_finite', 'mean_losses',
-           'resume', 'finish', 'write_done', 'cost_at']
+           'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'exchange', 'Learner', 'recompute_blocks',
+           'modules_of', 'learner_state', 'restore_learner', 'watched', 'Progress', 'fingerprint', 'rooms_of', 'record',
+           'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError', 'check_finite',
+           'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, os, platform, resource, sys, time
@@ -68,7 +68,7 @@ class Objective(Protocol):
     "What the loop needs to know of a method"
     players:dict[str,Player]        # by name
     product:str                     # the player whose averaged weights are kept as snapshots
-    helpers:dict[str,nn.Module]     # optional: networks that are evaluated and do not learn, by name; their work is counted too
+    helpers:dict[str,nn.Module]     # optional: networks that are evaluated and do not learn, by name, also those inside a player's; their work is counted too
     def turns(self, step:int)->list[Turn]: "The turns of this step, in order"
     def loss(self, name:str, batch:Batch, draw:'Draw')->torch.Tensor: "One value per image (n,)"
 
@@ -120,27 +120,30 @@ def update_ema(
 class Meter:
     "Counts network evaluations: forward 1, gradient to the input 2, training 3, in forward passes of the product per image"
     def __init__(self,
-        networks:dict,        # name -> module: the players', and what else is evaluated
+        networks:dict,        # name -> module: the players', and what else is evaluated, be it inside a player
         unit:str,             # which of them one evaluation is
         copies:int=1,         # processes that do the same work at the same time
     ):
-        self.unit,self.copies,self.work,self.flops = unit,copies,{},{}       # flops: operations per image of a forward pass
+        self.unit,self.copies,self.work,self.flops = unit,copies,{},{}       # flops: operations per image of a forward pass, without those of networks inside
+        self.passes = []                                                     # now under way, the outermost first: what measures it, operations inside that have been counted
         for name,net in networks.items():
             net.register_forward_pre_hook(lambda net,args,name=name: self.begin(name))
-            net.register_forward_hook(lambda net,args,out,name=name: self.end(name, net, args[0]))
+            net.register_forward_hook(lambda net,args,out,name=name: self.end(name, net, args[0] if isinstance(args[0], torch.Tensor) else args[0][0]))
 
     def begin(self, name:str):
-        if name in self.flops: return
-        self.measuring = ExitStack()
-        self.measuring.enter_context(torch.compiler.set_stance('force_eager'))      # compiled code hides its operations
-        self.counter = self.measuring.enter_context(FlopCounterMode(display=False))
+        measuring = ExitStack()
+        if name not in self.flops:
+            measuring.enter_context(torch.compiler.set_stance('force_eager'))       # compiled code hides its operations
+            measuring.counter = measuring.enter_context(FlopCounterMode(display=False))
+        self.passes.append([measuring, 0])
 
     def end(self, name:str, net:nn.Module, x:torch.Tensor):
-        if name not in self.flops:
-            self.measuring.close()
-            self.flops[name] = max(self.counter.get_total_flops(), 1)/len(x)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in net.parameters())
-        passes = 3 if learns else 2 if torch.is_grad_enabled() and x.requires_grad else 1
+        measuring,inside = self.passes.pop()
+        measuring.close()
+        if name not in self.flops: self.flops[name] = max(measuring.counter.get_total_flops()-inside, 1)/len(x)
+        if self.passes: self.passes[-1][1] += self.flops[name]*len(x) + inside
+        learns,passed_on = (torch.is_grad_enabled() and b for b in (any(p.requires_grad for p in net.parameters()), x.requires_grad))
+        passes = 1 + (learns or passed_on)*(1 + learns + getattr(net, 'recompute', False))
         self.work[name] = self.work.get(name, 0) + passes*len(x)*self.copies
 
     @property
@@ -148,7 +151,7 @@ class Meter:
         "So far"
         return sum(n*self.flops[k] for k,n in self.work.items())/self.flops.get(self.unit, 1)
 
-# %% ../nbs/07_training.ipynb #c022
+# %% ../nbs/07_training.ipynb #c024
 @contextmanager
 def asking_for_gradients(player:Player):
     "Within, the parameters that learn ask for gradients"
@@ -157,7 +160,7 @@ def asking_for_gradients(player:Player):
     finally:
         for p in player.learning(): p.requires_grad_(False)
 
-# %% ../nbs/07_training.ipynb #c024
+# %% ../nbs/07_training.ipynb #c026
 def backward(
     learner,           # a `Learner`: its objective, config, step and team
     player:Player,     # who moves
@@ -190,7 +193,7 @@ def exchange(
     for p in params: p.grad = None
     return team.in_order(mine, before)
 
-# %% ../nbs/07_training.ipynb #c025
+# %% ../nbs/07_training.ipynb #c027
 class Learner:
     "The state of a run, and one step of it"
     def __init__(self,
@@ -211,6 +214,7 @@ class Learner:
         self.skipped,self.streak,self.longest = ({k:torch.zeros((), device=self.team.device) for k in objective.players} for _ in range(3))
         self.stepping = [m for p in objective.players.values() for m in p.net.modules() if hasattr(m, 'each_step')]
         product = objective.players[objective.product].net
+        if config.recompute: recompute_blocks(product, config.compile)
         if config.compile: product.forward = torch.compile(product.forward)
 
     @property
@@ -256,14 +260,20 @@ class Learner:
             update_ema(average, player, ema_beta(self.nimg, self.config.batch_size, *player.ema))
         return losses
 
-# %% ../nbs/07_training.ipynb #c026
+# %% ../nbs/07_training.ipynb #c028
+def recompute_blocks(net:nn.Module, compiled:bool):
+    "Let the network that is trained keep only what enters its blocks"
+    if compiled: raise ValueError('recompute and compile exclude each other: compiled code decides by itself what it keeps')
+    if not hasattr(net, 'recompute'): raise ValueError(f'recompute is for the U-Nets of gdpt.unet, not for {type(net).__name__}')
+    net.recompute = True
+
 def modules_of(objective:Objective)->list:
     "Every network that an objective holds"
     things = [objective, *getattr(objective, 'parts', ())]
     held = [m for t in things for m in vars(t).values() if isinstance(m, nn.Module)]
     return [*(p.net for p in objective.players.values()), *getattr(objective, 'helpers', {}).values(), *held]
 
-# %% ../nbs/07_training.ipynb #c033
+# %% ../nbs/07_training.ipynb #c035
 def learner_state(learner:Learner)->dict:
     "Weights, averages and optimizers of all players, as tensors by name"
     out = {}
@@ -283,7 +293,7 @@ def restore_learner(learner:Learner, tensors:dict, step:int):
     for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'))
     learner.step = step
 
-# %% ../nbs/07_training.ipynb #c036
+# %% ../nbs/07_training.ipynb #c038
 def watched()->bool:
     "Is somebody looking, in a notebook or a terminal, rather than a log?"
     if os.environ.get('GDPT_PROGRESS') == 'plain': return False
@@ -312,7 +322,7 @@ class Progress:
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #c039
+# %% ../nbs/07_training.ipynb #c041
 TRAINING_ROOMS = ('data', 'unet', 'denoiser', 'sampling', 'training')     # what every training uses
 
 def fingerprint(
@@ -342,7 +352,7 @@ def cpu_name()->str:
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or 'unknown'
 
-# %% ../nbs/07_training.ipynb #c042
+# %% ../nbs/07_training.ipynb #c044
 LOG_STEPS = 25       # steps between two rows of the log
 SAVE_SECONDS = 20.   # time between two saved states
 
@@ -362,7 +372,7 @@ class Log:
             if new: csv.writer(f).writerow(row)
             csv.writer(f).writerow(row.values())
 
-# %% ../nbs/07_training.ipynb #c045
+# %% ../nbs/07_training.ipynb #c047
 @contextmanager
 def hold_lock(folder:Path):
     "Hold the lock of a run folder; says so once if it has to wait. What a killed process left half-written is removed"
@@ -383,7 +393,7 @@ def done(folder)->dict|None:
     path = Path(folder)/'DONE'
     return json.loads(path.read_text()) if path.exists() else None
 
-# %% ../nbs/07_training.ipynb #c047
+# %% ../nbs/07_training.ipynb #c049
 def train(
     objective:Callable,    # builds the `Objective`; called once the folder is known to need training
     data:Images,           # real images
@@ -412,7 +422,7 @@ def threads_and_rng(threads:int):
         torch.set_num_threads(before)
         torch.set_rng_state(rng)
 
-# %% ../nbs/07_training.ipynb #c048
+# %% ../nbs/07_training.ipynb #c050
 PATIENCE = 20        # turns in a row whose gradient is no finite number, until a run gives up
 
 class DivergedError(ArithmeticError):
@@ -447,7 +457,7 @@ def resume(
     for k,n in meta.get('skipped', {}).items(): learner.skipped[k] += n
     return meta
 
-# %% ../nbs/07_training.ipynb #c049
+# %% ../nbs/07_training.ipynb #c051
 def finish(
     learner:Learner,     # fresh
     data:Images,         # real images
@@ -494,7 +504,7 @@ def write_done(learner:Learner, folder:Path, seconds:float, code:dict):
     peak = (torch.cuda.max_memory_allocated(learner.team.device)//1024 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)//1024
     write_text(folder/'DONE', json.dumps(dict(nimg=learner.nimg, seconds=seconds, evaluations=learner.meter.evaluations, frozen_fraction=frozen, peak_mib=peak, code=code, **record()), indent=1))
 
-# %% ../nbs/07_training.ipynb #c051
+# %% ../nbs/07_training.ipynb #c053
 def cost_at(
     folder,        # run folder
     nimg:int,      # images seen

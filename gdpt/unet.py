@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from .tiers import NetConfig
 
 # %% ../nbs/02_unet.ipynb #c005
@@ -244,6 +246,18 @@ def make_decoder(
 class UNet(nn.Module):
     "What the families share; they add `embed` (of noise level and labels), and ADM `head` (from the last map to the image)"
     cfg:NetConfig        # what it was built from
+    recompute=False      # are the insides of the blocks forgotten, and computed again in the backward pass?
+
+    def through(self,
+        layer:UNetBlock,
+        emb:torch.Tensor,  # (n,emb_channels)
+        *maps,             # that enter side by side, each (n,c',h,w)
+    )->torch.Tensor:
+        "A block's answer"
+        if not (self.recompute and torch.is_grad_enabled()): return layer(torch.cat(maps, dim=1) if len(maps) > 1 else maps[0], emb)
+        weights = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        again = lambda emb,*maps: functional_call(layer, weights, (torch.cat(maps, dim=1) if len(maps) > 1 else maps[0], emb))
+        return checkpoint(again, emb, *maps, use_reentrant=False, preserve_rng_state=self.cfg.dropout > 0)
 
     def add_target(self):
         "The embedding of a second noise level, off at the start: the last thing to be drawn, so the other weights are those of a net without it"
@@ -257,7 +271,7 @@ class UNet(nn.Module):
         maps,aux = [],x
         for name,layer in self.enc.items():
             if name.endswith('_aux_residual'): maps[-1] = aux = (maps[-1] + layer(aux)) * .5**.5
-            else: maps.append(layer(maps[-1], emb) if maps else layer(x))
+            else: maps.append(self.through(layer, emb, maps[-1]) if maps else layer(x))
         return maps
 
     def forward(self,
@@ -272,8 +286,8 @@ class UNet(nn.Module):
         maps = self.encoder_maps(x, emb)
         x,image = maps[-1],None
         for name,layer in self.dec.items():
-            if '_block' in name: x = torch.cat([x, maps.pop()], dim=1)
-            if '_aux_' not in name: x = layer(x, emb)
+            if '_block' in name: x = self.through(layer, emb, x, maps.pop())
+            elif '_aux_' not in name: x = self.through(layer, emb, x)
             elif name.endswith('_up'): image = layer(image)
             elif name.endswith('_norm'): normed = layer(x)
             else: image = layer(F.silu(normed)) if image is None else image + layer(F.silu(normed))
@@ -368,7 +382,7 @@ def make_net(
     if never: raise ValueError(f'attn_resolutions {never} never occur: this network visits {visited}')
     return (DhariwalUNet if cfg.arch == 'adm' else SongUNet)(cfg)
 
-# %% ../nbs/02_unet.ipynb #c059
+# %% ../nbs/02_unet.ipynb #c063
 ROLES = 'conv','proj','qkv','skip','norm','affine','embedding','io'
 
 def param_role(
@@ -381,7 +395,7 @@ def param_role(
     if re.search(r'\b(?:(?:enc|dec)\.\d+x\d+_\w+|out_norm|out_conv)\.(?:weight|bias)$', name): return 'io'
     raise ValueError(f'{name!r} is not a parameter of a U-Net of this room: expected a name like enc.8x8_block0.conv1.weight')
 
-# %% ../nbs/02_unet.ipynb #c062
+# %% ../nbs/02_unet.ipynb #c066
 _of = lambda *roles: lambda name: param_role(name) in roles
 FREEZE = {0:_of(), 1:_of('conv','proj'), 2:_of('conv','proj','qkv'), 3:_of('conv','proj','qkv','skip'),   # which parameters, by name, are frozen
           'but_norm_affine':lambda name: param_role(name) not in ('norm','affine'), 'lora':lambda name: True,
@@ -395,7 +409,7 @@ def frozen_names(
     if level not in FREEZE: raise ValueError(f"freeze level {level!r}: expected one of {', '.join(map(str, FREEZE))}")
     return {name for name,_ in net.named_parameters() if FREEZE[level](name)}
 
-# %% ../nbs/02_unet.ipynb #c063
+# %% ../nbs/02_unet.ipynb #c067
 def frozen_fraction(
     net:nn.Module,    # as in `frozen_names`
     names:set,        # names of its frozen parameters
