@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MEASURING_ROOMS', 'completed', 'seeded', 'new_denoiser', 'pretrain', 'converted', 'pretrained', 'run_folder',
-           'sample_batches', 'samples_of', 'Networks', 'student_of', 'make_discriminator', 'objective_class',
-           'last_layer', 'make_objective', 'needs_denoiser', 'starting_from', 'positives', 'objective_of', 'filled_in',
-           'finetune', 'measured_by', 'evaluate', 'tier_judges', 'tier_floors', 'arm_run', 'arm_values',
-           'earlier_stages']
+           'sampler_of', 'samples_of', 'Networks', 'student_of', 'make_discriminator', 'objective_class', 'last_layer',
+           'make_objective', 'needs_denoiser', 'starting_from', 'positives', 'objective_of', 'filled_in', 'finetune',
+           'measured_by', 'evaluate', 'tier_judges', 'tier_floors', 'arm_run', 'arm_values', 'earlier_stages']
 
 # %% ../nbs/11_runs.ipynb #c002
 import hashlib, json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from .objectives.distillation import Distillation
 from .objectives.gan import generator_player
 from .objectives.sum import Sum
 from .projected import ProjectedDiscriminator, backbones_checksum
-from .protocols import SPACES, judged, judged_floors
+from .protocols import SPACES, drawn_together, judged, judged_floors
 from .sampling import draw_batches, nfe
 from .tiers import FinetuneConfig, PretrainConfig, PublishedConfig, Tier, config_id, get_tier, read_config
 from .training import Objective, Player, cost_at, done, fingerprint, threads_and_rng, train
@@ -75,12 +75,14 @@ def converted(
     name:str='published',  # of the folder
 )->Path:                   # a run with those weights
     "Take over published weights, once"
-    folder,source = Path(folder or run_folder(name, config)),project_root()/'data'/'published'/config.source
-    if done(folder): return folder
-    if not source.is_file(): raise FileNotFoundError(f'{source} is missing: put the published file of that name there (EDM: nvlabs-fi-cdn.nvidia.com/edm/pretrained)')
-    found = load_denoiser(source).net.cfg
-    if found != replace(config.net, dropout=found.dropout): raise ValueError(f'{source} holds another network ({found}) than tier {config.tier!r} expects ({config.net})')
-    return convert(source, folder, sample_steps=config.sample_steps, images=config.images, data=config.data, tier=config.tier)
+    folder,source,t = Path(folder or run_folder(name, config)),project_root()/'data'/'published'/config.source,team()
+    if t.leads and not done(folder):
+        if not source.is_file(): raise FileNotFoundError(f'{source} is missing: put the published file of that name there (EDM: nvlabs-fi-cdn.nvidia.com/edm/pretrained)')
+        found = load_denoiser(source).net.cfg
+        if found != replace(config.net, dropout=found.dropout): raise ValueError(f'{source} holds another network ({found}) than tier {config.tier!r} expects ({config.net})')
+        convert(source, folder, sample_steps=config.sample_steps, images=config.images, data=config.data, tier=config.tier)
+    t.told('done')                                           # nobody opens it before it is there
+    return folder
 
 def pretrained(tier:Tier, name:str)->Path:
     "The run of one of the tier's denoisers, trained or taken over where it has not been"
@@ -92,29 +94,31 @@ def run_folder(name:str, config)->Path:
     return project_root()/'data'/'runs'/config.tier/f'{name}-s{config.seed}-{config_id(config)}'
 
 # %% ../nbs/11_runs.ipynb #c009
-def sample_batches(
+def sampler_of(
     folder,                # run folder
-    which:range,           # indices in the endless sequence of samples
     images:int=None,       # snapshot, images seen; None: the last
     seed:int=0,            # of the latents
     num_steps:int=None,    # noise levels of the sampler; None: the run's own
     sampler:str=None,      # 'heun' or 'euler'; None: the run's own
-):                         # yields uint8 (b,c,h,w) on the device
-    "Draw images from a run, a few at a time"
+):                         # function of a range of indices in the endless sequence of samples; yields uint8 (b,c,h,w) on the device
+    "Open a run, to draw images from it"
     config,d,device = read_config(folder),load_denoiser(folder, images),team().device
     labels = (load_images(config.data).labels if config.data else torch.arange(config.net.label_dim)) if config.net.label_dim else None
     net,how = config.net,dict(sampler=sampler or config.sampler, labels=labels, sigma_max=getattr(config, 'sigma_max', 80.), device=device)
-    with threads_and_rng(config.threads), precision('fp32'):
-        yield from draw_batches(d.to(device), (net.channels, net.resolution, net.resolution), which, num_steps or config.sample_steps, seed, **how)
+    d.to(device)
+    def draw(which:range):
+        with threads_and_rng(config.threads), precision('fp32'):
+            yield from draw_batches(d, (net.channels, net.resolution, net.resolution), which, num_steps or config.sample_steps, seed, **how)
+    return draw
 
 def samples_of(
     folder,                # run folder
     n:int,                 # how many
-    *rest, **how,          # as `sample_batches`
+    *rest, **how,          # as `sampler_of`
 )->torch.Tensor:           # uint8 (n,c,h,w)
-    "Draw images from a run"
+    "Draw images from a run; a team draws them together, and all its members have them"
     if n < 1: raise ValueError(f'at least one image must be drawn, got n={n}')
-    return torch.cat([x.cpu() for x in sample_batches(folder, range(n), *rest, **how)])
+    return team().told(drawn_together(sampler_of(folder, *rest, **how), range(n)))
 
 # %% ../nbs/11_runs.ipynb #c011
 @dataclass
@@ -241,7 +245,7 @@ def measured_by(
     code = ''.join(fingerprint(MEASURING_ROOMS).values())
     return hashlib.sha256(json.dumps([code, *(j.checksum for j in judges), *rest]).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_runs.ipynb #c029
+# %% ../nbs/11_runs.ipynb #c030
 def evaluate(
     folder,                # run folder
     judges:list,           # feature spaces (`gdpt.judges.load_judge`), two of them
@@ -256,16 +260,18 @@ def evaluate(
     weights = file_checksum(find_snapshot(folder, images))
     steps = num_steps or config.sample_steps
     key = measured_by(judges, weights, n, seed, steps, *([blocks] if blocks > 1 else []))
-    known = lambda: json.loads((folder/'metrics.json').read_text()) if (folder/'metrics.json').exists() else {}
-    if key not in known():
-        about = dict(ema=True, weights=weights, seed=seed, steps=steps, images=find_snapshot(folder, images).stem)
-        values,protocol = judged(judges, lambda which: sample_batches(folder, which, images, seed, num_steps), load_images(config.data), n, blocks, **about)
+    known,t = lambda: json.loads((folder/'metrics.json').read_text()) if (folder/'metrics.json').exists() else {},team()
+    found = t.told(t.leads and known().get(key))
+    if found: return found
+    about = dict(ema=True, weights=weights, seed=seed, steps=steps, images=find_snapshot(folder, images).stem)
+    values,protocol = judged(judges, sampler_of(folder, images, seed, num_steps), load_images(config.data), n, blocks, **about)
+    if t.leads:
         with FileLock(folder/'metrics.lock'):
             write_text(folder/'metrics.json', json.dumps({**known(), key:values}, indent=1))
             if protocol: write_text(folder/'protocols'/f'{key}.json', json.dumps(protocol, indent=1))
-    return known()[key]
+    return t.told(t.leads and known()[key])
 
-# %% ../nbs/11_runs.ipynb #c032
+# %% ../nbs/11_runs.ipynb #c033
 def tier_judges(tier:Tier)->list:
     "The judges of a tier, trained where they have not been"
     return [SPACES[s] for s in tier.spaces] or [load_judge(j).to(team().device) for j in tier.judges]
@@ -280,11 +286,14 @@ def tier_floors(
     key = measured_by(judges, data.checksum, tier.eval_samples, tier.floor_repeats)
     path = project_root()/'data'/'cache'/'floors'/f'{key}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix('.lock')):
-        if not path.exists(): write_text(path, json.dumps(judged_floors(judges, data, tier.eval_samples, tier.floor_repeats, tier.eval_blocks)))
-    return json.loads(path.read_text())
+    t = team()
+    with FileLock(path.with_suffix('.lock')) if t.leads else nullcontext():
+        if not t.told(path.exists()):
+            found = judged_floors(judges, data, tier.eval_samples, tier.floor_repeats, tier.eval_blocks)
+            if t.leads: write_text(path, json.dumps(found))
+        return t.told(t.leads and json.loads(path.read_text()))
 
-# %% ../nbs/11_runs.ipynb #c034
+# %% ../nbs/11_runs.ipynb #c035
 def arm_run(
     tier:Tier,
     arm:str,        # one of `tier.arms`
