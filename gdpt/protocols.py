@@ -482,11 +482,12 @@ def judged(
     n:int,          # images per block
     blocks:int=1,   # of seeds
     **about,        # as in `protocol_values`
-)->tuple:           # metric -> value; protocol, empty for judges
+)->tuple:           # metric -> value; protocol
     "Samples against data, by whatever judges them"
     if isinstance(judges[0], Space): return protocol_values(generate, data, judges, n, blocks, **about)
     images,t = drawn_together(generate, range(n)),team()
-    return t.told((measure(images.to(t.device), data, judges), {}) if t.leads else None)
+    how = dict(n=n, judges=[j.facts for j in judges], data=data.name, checksum=data.checksum[:16], samples=about)
+    return t.told((measure(images.to(t.device), data, judges), how) if t.leads else None)
 
 def parts_played(
     judges,         # of `gdpt.judges.Judge`, or of `Space`

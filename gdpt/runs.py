@@ -267,8 +267,8 @@ def evaluate(
     values,protocol = judged(judges, sampler_of(folder, images, seed, num_steps), load_images(config.data), n, blocks, **about)
     if t.leads:
         with FileLock(folder/'metrics.lock'):
+            write_text(folder/'protocols'/f'{key}.json', json.dumps(protocol, indent=1))
             write_text(folder/'metrics.json', json.dumps({**known(), key:values}, indent=1))
-            if protocol: write_text(folder/'protocols'/f'{key}.json', json.dumps(protocol, indent=1))
     return t.told(t.leads and known()[key])
 
 # %% ../nbs/11_runs.ipynb #c033

@@ -246,7 +246,8 @@ def test_judges_or_spaces():
     "One door for both: judges score as they always did, spaces by their own names, and floors have the values' names"
     samples, data = pictures(40, 60, side=8), make_images('real', pictures(50, 61, side=8))
     judges, spaces = [Brightness(), Contrast()], [CELLS, CONTRASTS]
-    assert judged(judges, given(samples), data, 40) == (measure(samples, data, judges), {})
+    values, protocol = judged(judges, given(samples), data, 40, seed=3)
+    assert values == measure(samples, data, judges) and (protocol['n'], protocol['samples']) == (40, {'seed':3}) and [j['judge'] for j in protocol['judges']] == [j.name for j in judges]
     assert parts_played(judges, 40)['fd'] == 'fd' and parts_played(spaces, 40) == {
         'fd':'fd_cells40', 'fd_alt':'fd_contrasts40', 'kid':'kid_cells40', 'precision':'precision_cells40', 'recall':'recall_cells40'}
     assert set(judged_floors(judges, data, 40, 2)['half']) == set(METRICS)
