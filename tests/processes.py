@@ -13,14 +13,14 @@ FORKS.set_forkserver_preload(['torch', 'accelerate', 'pandas', 'sklearn.datasets
 PHASES = 'elsewhere', 'training', 'saving', 'evaluating'
 
 
-def gdpt(lines, err, env, limit, log_steps, dies_at, slow_disk, phase):
+def gdpt(lines, err, env, limit, log_steps, save_seconds, dies_at, slow_disk, phase):
     "In the process: commands one after another, until one fails"
     for fd, path in ((1, os.devnull), (2, err)): os.dup2(os.open(path, os.O_WRONLY), fd)
     os.environ.update(env, GDPT_PROGRESS='plain', OMP_NUM_THREADS='1')
     if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     from gdpt import runs, training
     from gdpt.__main__ import main
-    if log_steps: training.SAVE_SECONDS, training.LOG_STEPS = 0., log_steps
+    if log_steps: training.LOG_STEPS, training.SAVE_SECONDS = log_steps, save_seconds
     advance, evaluate, fsync = training.Learner.advance, runs.evaluate, os.fsync
 
     def enter(name): phase.value = PHASES.index(name)
@@ -52,7 +52,8 @@ class Running:
     "Commands that a process of its own is working on"
     def __init__(self, *lines,
         limit=None,           # bytes that it may write to one file
-        log_steps=None,       # steps between two rows of the log, each of which is then followed by a saved state
+        log_steps=None,       # steps between two rows of the log; None: as always
+        save_seconds=0.,      # ... and the time between two saved states; 0: with every row
         dies_at=None,         # images seen, at which it is killed without warning
         slow_disk=0.,         # seconds that every file takes to reach the disk
         **env,
@@ -60,7 +61,7 @@ class Running:
         handle, self.err = tempfile.mkstemp()
         os.close(handle)
         self.phase = FORKS.RawValue('i', 0)
-        self.process = FORKS.Process(target=gdpt, args=(lines, self.err, env, limit, log_steps, dies_at, slow_disk, self.phase))
+        self.process = FORKS.Process(target=gdpt, args=(lines, self.err, env, limit, log_steps, save_seconds, dies_at, slow_disk, self.phase))
         self.process.start()
 
     @property

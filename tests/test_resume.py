@@ -17,12 +17,12 @@ EVERY = dict(log_steps=10)                              # five rows of the log, 
 def losses(folder): return [row.split(',')[:1] + row.split(',')[2:] for row in (folder/'log.csv').read_text().splitlines()]
 
 
-def half_written(folder): return [p for p in folder.rglob('.*') if p.suffix[1:].isdigit()]
+def half_written(folder): return [p for p in folder.rglob('*') if p.suffix == '.part' or p.name[0] == '.' and p.suffix[1:].isdigit()]
 
 
-# A life: all that a user does, in one process. A file takes .02 s to reach the disk, so that there is a while in which it is half there.
+# A life: all that a user does, in one process. Rows of the log are often ahead of the saved state, and a file takes .02 s to reach the disk, so that there is a while in which it is half there.
 SHORT = '--tier smoke --images 256 --batch-size 16 --snapshots 64 --seed 3'
-SLOW = dict(log_steps=4, slow_disk=.02)
+SLOW = dict(log_steps=2, save_seconds=.1, slow_disk=.02)
 
 
 def life(root):
