@@ -27,6 +27,7 @@ import gdpt
 from .checkpoints import check_folder, claim_folder, file_checksum, load_tensors, replacing, save_tensors, snapshot_path, write_text
 from .data import Images, batch_indices, keyed_generator, resident, to_float
 from .engine import autocast, precision, team
+from .trackers import Trackers
 from .unet import frozen_fraction
 
 # %% ../nbs/07_training.ipynb #c005
@@ -404,11 +405,12 @@ def train(
     "Train, or go on training, until the run is done"
     folder,t = Path(folder),team()
     check_folder(folder, config)                             # before anything is written into somebody else's folder
+    trackers = Trackers(folder, config)                      # an unknown one is refused here, and nothing is opened
     with hold_lock(folder) if t.leads else nullcontext(), threads_and_rng(config.threads), precision(config.precision):
         if t.told(t.leads and bool(check_folder(folder, config) and done(folder))): return folder
         learner = Learner(objective(), config)               # a config that makes no sense fails here, and claims nothing
         if t.leads: claim_folder(folder, config)
-        finish(learner, data, folder, name or folder.name)
+        with trackers: finish(learner, data, folder, name or folder.name, trackers)
         t.told('done')                                       # nobody is back before the first has written it down
     return folder
 
@@ -463,6 +465,7 @@ def finish(
     data:Images,         # real images
     folder:Path,         # run folder
     name:str,            # for the progress line
+    trackers:Trackers,   # where the log is shown, beside its file
 ):
     "The loop itself: steps, log, states and snapshots until the budget is spent"
     config,log,meta = learner.config,Log(folder/'log.csv'),resume(learner, folder)
@@ -471,7 +474,9 @@ def finish(
     columns = {t.loss:'' for s in range(total) for t in learner.objective.turns(s)}
     leads,device = learner.team.leads,learner.team.device
     images = resident(data.images, device)
-    if leads: log.rewind(learner.nimg)
+    if leads:
+        log.rewind(learner.nimg)
+        trackers.start(log.path)
     sums,t0 = {},time.monotonic()
     saved,bar = t0,Progress(name, total*batch_size, learner.nimg) if leads else None
     elapsed = lambda: round(meta['seconds'] + time.monotonic()-t0, 2)
@@ -485,7 +490,8 @@ def finish(
         if not row: continue
         means,sums = mean_losses(sums),{}
         if not leads: continue
-        log.add({'nimg':learner.nimg, 'seconds':elapsed(), 'evaluations':round(learner.meter.evaluations, 1), 'skipped':skipped, **columns, **means})
+        log.add(row := {'nimg':learner.nimg, 'seconds':elapsed(), 'evaluations':round(learner.meter.evaluations, 1), 'skipped':skipped, **columns, **means})
+        trackers.add(row)
         bar.update(learner.nimg, **means)
         if time.monotonic()-saved > SAVE_SECONDS or learner.step == total:
             save_tensors(folder/'state.safetensors', learner_state(learner), step=learner.step, seconds=elapsed(), work=learner.meter.work, flops=learner.meter.flops,
