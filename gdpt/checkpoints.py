@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'save_tensors', 'load_tensors', 'flat', 'check_folder', 'claim_folder', 'snapshots',
-           'snapshot_path', 'find_snapshot', 'open_run', 'load_denoiser', 'convert', 'file_checksum']
+           'snapshot_path', 'find_snapshot', 'open_run', 'load_denoiser', 'weights_file', 'convert', 'file_checksum']
 
 # %% ../nbs/05_checkpoints.ipynb #c002
 import hashlib, json, os
@@ -13,9 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .denoiser import Denoiser
-from .published import fetch, is_diffusers, is_remote, open_diffusers, open_file, sha256_of
+from .published import build_net, fetch, is_diffusers, is_remote, open_diffusers, open_file, sha256_of
 from .tiers import PublishedConfig, config_to_dict, read_config
-from .unet import make_net
 
 # %% ../nbs/05_checkpoints.ipynb #c005
 @contextmanager
@@ -118,7 +117,7 @@ def open_run(
 )->Denoiser:          # its averaged weights
     "Open a run"
     config = read_config(folder)
-    net = make_net(config.net)
+    net = build_net(config.net)
     weights,_ = load_tensors(find_snapshot(folder, images))
     try: net.load_state_dict(weights)
     except RuntimeError: raise ValueError(f'the weights in {folder} do not fit its config.json: was one of them replaced?') from None
@@ -141,8 +140,12 @@ def load_denoiser(
     return open_run(path, images) if kind == 'run' else (open_file if kind == 'file' else open_diffusers)(path, **options)
 
 # %% ../nbs/05_checkpoints.ipynb #c024
+def weights_file(path:Path)->Path:
+    "A file of published weights, or that of a folder of diffusers"
+    return next((p for p in (path/'unet'/'diffusion_pytorch_model.safetensors', path/'diffusion_pytorch_model.safetensors') if p.is_file()), path)
+
 def convert(
-    source,                   # a file of published weights, or where to fetch it (`load_denoiser`)
+    source,                   # a file of published weights, a folder of diffusers, or where to fetch it (`load_denoiser`)
     out,                      # folder to be written
     sha256:str=None,          # of the file
     sample_steps:int=None,    # noise levels of the sampler; None: 18, and 1 call of a generator (precond 'consistency')
@@ -153,10 +156,11 @@ def convert(
 )->Path:                      # the folder
     "Published weights in our format"
     d = load_denoiser(source, sha256=sha256, **options)
-    if not hasattr(d.net, 'cfg') or Path(str(source)).is_dir(): raise ValueError(f'{source} is no file with a network of EDM: runs and models of diffusers are opened as they are')
     path = fetch(source, sha256) if is_remote(source) else Path(source)
+    if (path/'config.json').exists() and not is_diffusers(path): raise ValueError(f'{source} is a run: it is opened as it is')
+    if not isinstance(d.precond, str): raise ValueError(f"{source} is opened as it is, and not converted: its network is not preconditioned as EDM's, which tuning starts from")
     generator = d.precond == 'consistency'
-    config = PublishedConfig(tier, d.net.cfg, path.name, sha256_of(path), d.precond, d.sigma_data, data, images, 'euler' if generator else 'heun', sample_steps or (1 if generator else 18))
+    config = PublishedConfig(tier, d.net.cfg, path.name, sha256_of(weights_file(path)), d.precond, d.sigma_data, data, images, 'euler' if generator else 'heun', sample_steps or (1 if generator else 18))
     folder = claim_folder(out, config)
     save_tensors(snapshot_path(folder, images), d.net.state_dict())
     write_text(folder/'DONE', json.dumps(dict(nimg=images, seconds=0., evaluations=0., frozen_fraction={}, source=config.source, source_sha256=config.source_sha256), indent=1))

@@ -255,7 +255,7 @@ class StockPipeline(SamplingPipeline):
         return Denoiser(DiffusersNet(self.unet), sigma_data, self.unet.config.num_class_embeds or 0, scalings)
 
     @property
-    def shape(self): return (self.unet.config.out_channels, *2*(self.unet.config.sample_size,))
+    def shape(self): return (self.unet.config.in_channels, *2*(self.unet.config.sample_size,))
 
 # %% ../nbs/11a_export.ipynb #c026
 def code_file(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENTRIES', 'CLASSES', 'CONSTANTS', 'SILENT', 'TABLES', 'module_tensors', 'network_in', 'net_config', 'make_published',
            'expected_arguments', 'check_record', 'denoiser_of', 'open_file', 'DiffusersNet', 'scheduler_scalings',
-           'read_json', 'is_diffusers', 'open_diffusers', 'sha256_of', 'is_remote', 'fetch', 'fetch_hub']
+           'read_json', 'is_diffusers', 'open_diffusers', 'build_net', 'sha256_of', 'is_remote', 'fetch', 'fetch_hub']
 
 # %% ../nbs/04b_published.ipynb #c002
 import hashlib, json, re, sys
@@ -159,8 +159,17 @@ class DiffusersNet(nn.Module):
         super().__init__()
         self.unet = unet
 
+    @property
+    def cfg(self)->NetConfig:
+        "What a run's config says of it"
+        said = {k:v for k,v in self.unet.config.items() if not k.startswith('_')}
+        if type(said['sample_size']) is not int: raise ValueError('a network of diffusers needs a sample_size, one number, to become a run')
+        return NetConfig('unet2d', said['sample_size'], said['in_channels'], label_dim=said['num_class_embeds'] or 0, attn_resolutions=(), unet2d=json.dumps(said, sort_keys=True))
+
     def forward(self, x, c_noise, class_labels=None):
         return self.unet(x, c_noise, None if class_labels is None else class_labels.argmax(1)).sample[:,:x.shape[1]]
+
+    def encode(self, *rest): raise ValueError("a network of diffusers lends no features: take the discriminator 'scratch', 'projected' or 'classifier'")
 
 TABLES = re.compile(r'(DDPM|DDIM|PNDM|EulerDiscrete|EulerAncestralDiscrete|HeunDiscrete|LMSDiscrete|DPMSolverMultistep|DPMSolverSinglestep|UniPCMultistep|DEISMultistep)Scheduler')
 
@@ -217,7 +226,17 @@ def open_diffusers(
     except Exception as e: raise ValueError(f'{folder} is not opened: {" ".join(str(e).split())[:300]}') from None
     return Denoiser(DiffusersNet(net), sigma_data, net.config.num_class_embeds or 0, scalings).eval().requires_grad_(False)
 
-# %% ../nbs/04b_published.ipynb #c030
+# %% ../nbs/04b_published.ipynb #c024
+def build_net(
+    cfg:NetConfig,
+)->nn.Module:        # with initial weights from torch's global generator
+    "The network of a run: one of ours, or one of diffusers"
+    if cfg.arch != 'unet2d': return make_net(cfg)
+    try: import diffusers
+    except ImportError: raise ValueError('this run has a network of diffusers: pip install diffusers') from None
+    return DiffusersNet(diffusers.UNet2DModel(**json.loads(cfg.unet2d)))
+
+# %% ../nbs/04b_published.ipynb #c033
 def sha256_of(path)->str:
     "SHA-256 of a file, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

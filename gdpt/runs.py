@@ -28,6 +28,7 @@ from .objectives.denoising import Denoising
 from .objectives.distillation import Distillation
 from .objectives.gan import generator_player
 from .objectives.sum import Sum
+from .published import build_net
 from .projected import ProjectedDiscriminator, backbones_checksum
 from .protocols import SPACES, drawn_together, judged, judged_floors
 from .sampling import draw_batches, nfe
@@ -57,7 +58,7 @@ def seeded(*key):
 def new_denoiser(config)->Denoiser:
     "A denoiser with the random initial weights of `config.seed`"
     seeded('weights', config.seed)
-    return Denoiser(make_net(config.net), config.sigma_data, config.net.label_dim)
+    return Denoiser(build_net(config.net), config.sigma_data, config.net.label_dim)
 
 def pretrain(
     config:PretrainConfig,

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 @dataclass(frozen=True)
 class NetConfig:
     "A raw network F(x, c_noise, labels), before preconditioning"
-    arch:Literal['ddpmpp','ncsnpp','adm']='ddpmpp' # family, EDM Table 7
+    arch:Literal['ddpmpp','ncsnpp','adm','unet2d']='ddpmpp' # family, EDM Table 7; 'unet2d': a network of diffusers, described by `unet2d` alone
     resolution:int=8               # height and width of the images, pixels
     channels:int=1                 # image channels
     model_channels:int=32          # channels at full resolution, before `channel_mult`
@@ -31,6 +31,7 @@ class NetConfig:
     augment_dim:int=0              # inputs of EDM's augmentation embedding; 0: none
     target_level:bool=False        # is it told a second noise level, to which a step leads (CTM, RCD)?
     decoder:Literal['standard','skip']='standard' # 'skip': every level of the decoder draws an image, and they are added up (Song et al. 2021)
+    unet2d:str=''                  # configuration of a `UNet2DModel` of diffusers, as JSON (`gdpt.published.build_net`)
 
 # %% ../nbs/00_tiers.ipynb #c007
 @dataclass(frozen=True)
