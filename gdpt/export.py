@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'OUTPUTS', 'NETWORK', 'PIPELINE', 'VARIANTS', 'FORMATS', 'NOT_FOR', 'statements', 'import_line', 'cut_out',
-           'ExactEmbedding', 'PortableDenoiser', 'portable_weights', 'plain_net', 'chosen_labels', 'as_output',
-           'SamplingPipeline', 'StockPipeline', 'code_file', 'rounded', 'write_weights', 'write_json', 'label_table',
-           'to_diffusers', 'write_ours', 'write_stock', 'Levels', 'Generator', 'OneCall', 'traced', 'export_program',
-           'to_torch_export', 'check_onnx', 'to_onnx', 'numbers_of', 'number_table', 'license_of', 'recipe_of',
-           'usage_of', 'card_of', 'claim_export', 'export', 'push']
+           'ExactEmbedding', 'RoundedDenoiser', 'PortableDenoiser', 'portable_weights', 'plain_net', 'chosen_labels',
+           'as_output', 'SamplingPipeline', 'StockPipeline', 'code_file', 'rounded', 'write_weights', 'write_json',
+           'label_table', 'to_diffusers', 'write_ours', 'write_stock', 'Levels', 'Generator', 'OneCall', 'traced',
+           'export_program', 'to_torch_export', 'check_onnx', 'to_onnx', 'numbers_of', 'number_table', 'license_of',
+           'recipe_of', 'usage_of', 'card_of', 'claim_export', 'export', 'push']
 
 # %% ../nbs/11a_export.ipynb #c002
 import ast, inspect, json, re, shutil
@@ -86,7 +86,14 @@ class ExactEmbedding(FourierEmbedding):
     def freqs(self): return self.bits.view(torch.float32)
 
 # %% ../nbs/11a_export.ipynb #c014
-class PortableDenoiser(Denoiser):
+class RoundedDenoiser(Denoiser):
+    "A denoiser whose network may be in half precision"
+    def forward(self, x, sigma, class_labels=None, target=None):
+        dtype = next(self.net.parameters()).dtype
+        with torch.autocast(x.device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32):
+            return super().forward(x.float(), sigma, class_labels, target)
+
+class PortableDenoiser(RoundedDenoiser):
     "A denoiser or generator made of plain data"
     def __init__(self,
         net_config:dict,       # fields of `NetConfig`
@@ -99,11 +106,6 @@ class PortableDenoiser(Denoiser):
         if isinstance(self.net.map_noise, FourierEmbedding): self.net.map_noise = ExactEmbedding(2*len(self.net.map_noise.freqs))
         if num_labels: self.register_buffer('labels', torch.zeros(num_labels, dtype=torch.int32))
         if hasattr(self, 'register_to_config'): self.register_to_config(net_config=dict(net_config), sigma_data=sigma_data, precond=precond, num_labels=num_labels)
-
-    def forward(self, x, sigma, class_labels=None, target=None):
-        dtype = next(self.net.parameters()).dtype
-        with torch.autocast(x.device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32):
-            return super().forward(x.float(), sigma, class_labels, target)
 
 # %% ../nbs/11a_export.ipynb #c015
 def portable_weights(
@@ -192,12 +194,15 @@ class SamplingPipeline:
     @property
     def shape(self): return (self.denoiser.net.cfg.channels, *2*(self.denoiser.net.cfg.resolution,))
 
+    @property
+    def labels(self): return self.denoiser.labels.cpu().long()
+
     def by_generator(self, n, class_labels, generator, latents):
         "Latents and labels of an ordinary call"
         classes,device = self.denoiser.label_dim,generator.device if generator is not None else 'cpu'
         z = torch.randn(n, *self.shape, generator=generator, device=device) if latents is None else latents.float()
         if class_labels is None and classes:
-            table = self.denoiser.labels.cpu()
+            table = self.labels
             class_labels = table[torch.randint(len(table), (n,), generator=generator, device=device).cpu()]
         return z, None if class_labels is None else chosen_labels(class_labels, n, classes)
 
@@ -206,18 +211,20 @@ class SamplingPipeline:
         classes = self.denoiser.label_dim
         given = None if class_labels is None else chosen_labels(class_labels, n, classes)
         for start in range(0, n, BLOCK):
-            labels = sample_labels(BLOCK, self.denoiser.labels.cpu().long(), seed, start) if classes else None
+            labels = sample_labels(BLOCK, self.labels, seed, start) if classes else None
             if given is not None: labels[:len(given[start:start+BLOCK])] = given[start:start+BLOCK]
             yield latents(BLOCK, self.shape, seed, start), labels
 
     def sampled(self, parts, num_steps, exact):
         "Images in network units, for each pair of latents and labels"
         sample,levels = SAMPLERS[self.config.sampler]
-        sigmas,device,images = levels(num_steps, sigma_max=self.config.sigma_max),self._execution_device,[]
+        denoiser,sigmas,device,images = self.denoiser,levels(num_steps, sigma_max=self.config.sigma_max),self._execution_device,[]
         with threads_and_rng(self.config.threads) if exact else nullcontext(), precision('fp32') if exact else nullcontext():
             for z,labels in parts:
                 with self.progress_bar(total=nfe(num_steps, self.config.sampler)) as bar:
-                    def call(*a): return bar.update() or self.denoiser(*a)
+                    def call(*a):
+                        bar.update()
+                        return denoiser(*a)
                     images.append(sample(call, z.to(device), sigmas, None if labels is None else labels.to(device)))
         return torch.cat(images)
 
@@ -252,10 +259,17 @@ class StockPipeline(SamplingPipeline):
     @property
     def denoiser(self):
         scalings,sigma_data = scheduler_scalings({**self.scheduler.config, '_class_name':type(self.scheduler).__name__})
-        return Denoiser(DiffusersNet(self.unet), sigma_data, self.unet.config.num_class_embeds or 0, scalings)
+        return RoundedDenoiser(DiffusersNet(self.unet), sigma_data, self.unet.config.num_class_embeds or 0, scalings)
 
     @property
     def shape(self): return (self.unet.config.in_channels, *2*(self.unet.config.sample_size,))
+
+    @property
+    def labels(self): return torch.arange(self.unet.config.num_class_embeds)
+
+    def by_seed(self, n, class_labels, seed):
+        if class_labels is None and self.unet.config.num_class_embeds: raise ValueError('a folder of a UNet2DModel does not hold the labels of the training images: with seed, name class_labels')
+        return super().by_seed(n, class_labels, seed)
 
 # %% ../nbs/11a_export.ipynb #c026
 def code_file(
