@@ -3,6 +3,7 @@ import csv
 import importlib
 import json
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from gdpt import trackers, training
 from gdpt.__main__ import main
 from gdpt.checkpoints import file_checksum, load_tensors
 from gdpt.tiers import config_id, read_config
+from processes import team
 
 TRAIN = 'pretrain --tier smoke --images 800 --batch-size 16'       # 50 steps of 16 images; five rows of the log
 
@@ -132,17 +134,26 @@ def test_wandb(tmp_path, untracked):
         assert {k: told[k] for k in row if k != 'nimg'} == {k: float(v) for k, v in row.items() if k != 'nimg'}
 
 
+@pytest.mark.slow
+def test_team(tmp_path):
+    "Of two processes, the leading one tells the tracker"
+    code, err = team(f'{TRAIN} --shard-size 8 --out {tmp_path}/run --log-with tensorboard', log_steps=10)
+    assert code == 0, err
+    assert len([*(tmp_path/'run'/'tensorboard').iterdir()]) == 1
+    assert len(same_as_log(tmp_path/'run')) == 5
+
+
 def history(folder):
-    "(step, values) of an offline run, from W&B's own file"
+    "(step, values) of an offline run, from W&B's own file: after 7 bytes come records, each a checksum, its length and its kind, then a protocol buffer"
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-    store, found = DataStore(), []
-    store.open_for_scan(str(next(folder.glob('*.wandb'))))
-    while data := store.scan_data():
-        record = Record.FromString(data)
+    data, at, found = next(folder.glob('*.wandb')).read_bytes(), 7, []
+    assert len(data) < 2**15, 'longer ones are cut into blocks'
+    while at < len(data):
+        _, size, _ = struct.unpack_from('<IHB', data, at)
+        record, at = Record.FromString(data[at+7:at+7+size]), at+7+size
         if record.WhichOneof('record_type') != 'history': continue
-        values = {(i.key or '.'.join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-        found.append((values['_step'], values))
+        values = {i.key or '.'.join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+        found.append((record.history.step.num, values))
     return found
 
 
