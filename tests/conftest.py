@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ['studies', 'paper_tier', 'resume', 'runs', 'engines', 'projected', 'house', 'published']      # files in the order in which they start, so that two workers end together
+LONGEST = ['studies', 'paper_tier', 'resume', 'runs', 'engines', 'trackers', 'projected', 'house', 'published']      # files in the order in which they start, so that two workers end together
 SOURCES = ['gdpt', 'nbs', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE']
 
 

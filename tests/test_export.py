@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import run
 from gdpt.checkpoints import claim_folder, convert, load_denoiser, save_tensors, snapshot_path, write_text
-from gdpt.export import export, export_program, push, traced
+from gdpt.export import export, push, traced
 from gdpt.runs import finetune, pretrain, samples_of
 from gdpt.tiers import FinetuneConfig, NetConfig, get_tier, read_config
 from gdpt.unet import make_net

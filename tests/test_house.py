@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 STUDIES = [p for p in NOTEBOOKS if p.parent.name == 'studies']
 MODULES = sorted(p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.').removesuffix('.__init__') for p in (ROOT/'gdpt').rglob('*.py'))
-HEAVY = {'torch_fidelity', 'peft', 'lpips', 'transformers', 'sklearn', 'pandas', 'matplotlib', 'pyarrow', 'diffusers', 'timm', 'torchvision', 'huggingface_hub', 'accelerate'}  # imported inside the functions that use them
+HEAVY = {'torch_fidelity', 'peft', 'lpips', 'transformers', 'sklearn', 'pandas', 'matplotlib', 'pyarrow', 'diffusers', 'timm', 'torchvision', 'huggingface_hub', 'accelerate', 'tensorboard', 'wandb'}  # imported inside the functions that use them
 
 name_of = lambda path: path.relative_to(ROOT/'nbs').as_posix()
 cells_of = lambda path: [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
