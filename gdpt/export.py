@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROOMS', 'OUTPUTS', 'NETWORK', 'PIPELINE', 'VARIANTS', 'FORMATS', 'NOT_FOR', 'statements', 'import_line', 'cut_out',
            'ExactEmbedding', 'RoundedDenoiser', 'PortableDenoiser', 'portable_weights', 'plain_net', 'chosen_labels',
-           'as_output', 'SamplingPipeline', 'StockPipeline', 'code_file', 'rounded', 'write_weights', 'write_json',
-           'label_table', 'to_diffusers', 'write_ours', 'write_stock', 'Levels', 'Generator', 'OneCall', 'traced',
-           'export_program', 'to_torch_export', 'check_onnx', 'to_onnx', 'numbers_of', 'number_table', 'license_of',
-           'recipe_of', 'usage_of', 'card_of', 'claim_export', 'export', 'push']
+           'as_output', 'Starts', 'BringsCode', 'SamplingPipeline', 'StockPipeline', 'code_file', 'rounded',
+           'write_weights', 'write_json', 'label_table', 'to_diffusers', 'write_ours', 'write_stock', 'Levels',
+           'Generator', 'OneCall', 'traced', 'export_program', 'to_torch_export', 'check_onnx', 'to_onnx', 'numbers_of',
+           'number_table', 'license_of', 'recipe_of', 'usage_of', 'card_of', 'claim_export', 'export', 'push']
 
 # %% ../nbs/11a_export.ipynb #c002
 import ast, inspect, json, re, shutil
@@ -32,7 +32,7 @@ from .training import done, threads_and_rng
 from .unet import FourierEmbedding, make_net
 
 # %% ../nbs/11a_export.ipynb #c005
-ROOMS = 'tiers','data','unet','denoiser','sampling','published','engine','training','export'      # modules that code is taken from, in the order in which it is written
+ROOMS = 'tiers','data','unet','denoiser','sampling','published','engine','training','export'      # where code is taken from, in the order in which it is written
 
 @lru_cache
 def statements(
@@ -105,7 +105,8 @@ class PortableDenoiser(RoundedDenoiser):
         super().__init__(make_net(cfg), sigma_data, cfg.label_dim, precond)
         if isinstance(self.net.map_noise, FourierEmbedding): self.net.map_noise = ExactEmbedding(2*len(self.net.map_noise.freqs))
         if num_labels: self.register_buffer('labels', torch.zeros(num_labels, dtype=torch.int32))
-        if hasattr(self, 'register_to_config'): self.register_to_config(net_config=dict(net_config), sigma_data=sigma_data, precond=precond, num_labels=num_labels)
+        said = dict(net_config=dict(net_config), sigma_data=sigma_data, precond=precond, num_labels=num_labels)
+        if hasattr(self, 'register_to_config'): self.register_to_config(**said)
 
 # %% ../nbs/11a_export.ipynb #c015
 def portable_weights(
@@ -129,8 +130,10 @@ def chosen_labels(
     "Check the class labels of a call"
     if not classes: raise ValueError('this network is unconditional: leave class_labels out')
     labels = torch.as_tensor(given).cpu().reshape(-1)
-    if labels.is_floating_point() or len(labels) not in (1, n): raise ValueError(f'class_labels: expected an integer or {n} of them, got {tuple(labels.shape)} of {labels.dtype}')
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes: raise ValueError(f'class_labels: expected 0 to {classes-1}, got {labels.min()} to {labels.max()}')
+    if labels.is_floating_point() or len(labels) not in (1, n):
+        raise ValueError(f'class_labels: expected an integer or {n} of them, got {tuple(labels.shape)} of {labels.dtype}')
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f'class_labels: expected 0 to {classes-1}, got {labels.min()} to {labels.max()}')
     return labels.long().expand(n)
 
 # %% ../nbs/11a_export.ipynb #c020
@@ -149,7 +152,59 @@ def as_output(
 OUTPUTS = 'pil','np','pt','uint8'     # PIL images; float (n,h,w,c) and (n,c,h,w) in [0,1]; bytes (n,c,h,w)
 
 # %% ../nbs/11a_export.ipynb #c022
-class SamplingPipeline:
+class Starts:
+    "Where a pipeline's draws begin: latents and labels"
+    def check(self, n, generator, num_steps, output_type, seed, latents):
+        "Refuse a call that makes no sense"
+        if n < 1: raise ValueError(f'batch_size must be at least 1, got {n}')
+        if num_steps is not None and num_steps < 1: raise ValueError(f'num_inference_steps must be at least 1, got {num_steps}')
+        if output_type not in OUTPUTS: raise ValueError(f"unknown output_type {output_type!r}: expected one of {', '.join(OUTPUTS)}")
+        if sum(a is not None for a in (generator, seed, latents)) > 1:
+            raise ValueError('latents come from one of seed, generator and latents: leave the others out')
+        if latents is not None and latents.shape != (n, *self.shape):
+            raise ValueError(f'latents: expected shape {(n, *self.shape)}, got {tuple(latents.shape)}')
+
+    @property
+    def shape(self): return (self.denoiser.net.cfg.channels, *2*(self.denoiser.net.cfg.resolution,))
+
+    @property
+    def labels(self): return self.denoiser.labels.cpu().long()
+
+    def by_generator(self, n, class_labels, generator, latents):
+        "Latents and labels of an ordinary call"
+        classes,device = self.denoiser.label_dim,generator.device if generator is not None else 'cpu'
+        z = torch.randn(n, *self.shape, generator=generator, device=device) if latents is None else latents.float()
+        if class_labels is None and classes:
+            table = self.labels
+            class_labels = table[torch.randint(len(table), (n,), generator=generator, device=device).cpu()]
+        return z, None if class_labels is None else chosen_labels(class_labels, n, classes)
+
+    def by_seed(self, n, class_labels, seed):
+        "Latents and labels of an evaluation, in whole blocks"
+        classes = self.denoiser.label_dim
+        given = None if class_labels is None else chosen_labels(class_labels, n, classes)
+        for start in range(0, n, BLOCK):
+            labels = sample_labels(BLOCK, self.labels, seed, start) if classes else None
+            if given is not None: labels[:len(given[start:start+BLOCK])] = given[start:start+BLOCK]
+            yield latents(BLOCK, self.shape, seed, start), labels
+
+# %% ../nbs/11a_export.ipynb #c024
+class BringsCode:
+    "A pipeline that is saved with the files of code that it was opened with"
+    def save_config(self, folder, *rest, **how):
+        "... with the code that the folder brings"
+        super().save_config(folder, *rest, **how)
+        path = Path(folder)/self.config_name
+        index = json.loads(path.read_text())
+        for key,part,to in ('_class_name', self, Path(folder)), *((k, c, Path(folder)/k) for k,c in self.components.items()):
+            module,cls = type(part).__module__,type(part).__name__
+            if module.startswith('diffusers.'): continue
+            index[key] = [module.split('.')[-1], cls]
+            shutil.copy(inspect.getfile(type(part)), to)
+        path.write_text(json.dumps(index, indent=2) + '\n')
+
+# %% ../nbs/11a_export.ipynb #c025
+class SamplingPipeline(Starts, BringsCode):
     "What a pipeline of diffusers does for a generator of few calls, and for a denoiser"
     model_cpu_offload_seq = 'denoiser'
     def __init__(self,
@@ -183,38 +238,6 @@ class SamplingPipeline:
         images = as_output(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def check(self, n, generator, num_steps, output_type, seed, latents):
-        "Refuse a call that makes no sense"
-        if n < 1: raise ValueError(f'batch_size must be at least 1, got {n}')
-        if num_steps is not None and num_steps < 1: raise ValueError(f'num_inference_steps must be at least 1, got {num_steps}')
-        if output_type not in OUTPUTS: raise ValueError(f"unknown output_type {output_type!r}: expected one of {', '.join(OUTPUTS)}")
-        if sum(a is not None for a in (generator, seed, latents)) > 1: raise ValueError('latents come from one of seed, generator and latents: leave the others out')
-        if latents is not None and latents.shape != (n, *self.shape): raise ValueError(f'latents: expected shape {(n, *self.shape)}, got {tuple(latents.shape)}')
-
-    @property
-    def shape(self): return (self.denoiser.net.cfg.channels, *2*(self.denoiser.net.cfg.resolution,))
-
-    @property
-    def labels(self): return self.denoiser.labels.cpu().long()
-
-    def by_generator(self, n, class_labels, generator, latents):
-        "Latents and labels of an ordinary call"
-        classes,device = self.denoiser.label_dim,generator.device if generator is not None else 'cpu'
-        z = torch.randn(n, *self.shape, generator=generator, device=device) if latents is None else latents.float()
-        if class_labels is None and classes:
-            table = self.labels
-            class_labels = table[torch.randint(len(table), (n,), generator=generator, device=device).cpu()]
-        return z, None if class_labels is None else chosen_labels(class_labels, n, classes)
-
-    def by_seed(self, n, class_labels, seed):
-        "Latents and labels of an evaluation, in whole blocks"
-        classes = self.denoiser.label_dim
-        given = None if class_labels is None else chosen_labels(class_labels, n, classes)
-        for start in range(0, n, BLOCK):
-            labels = sample_labels(BLOCK, self.labels, seed, start) if classes else None
-            if given is not None: labels[:len(given[start:start+BLOCK])] = given[start:start+BLOCK]
-            yield latents(BLOCK, self.shape, seed, start), labels
-
     def sampled(self, parts, num_steps, exact):
         "Images in network units, for each pair of latents and labels"
         sample,levels = SAMPLERS[self.config.sampler]
@@ -228,19 +251,7 @@ class SamplingPipeline:
                     images.append(sample(call, z.to(device), sigmas, None if labels is None else labels.to(device)))
         return torch.cat(images)
 
-    def save_config(self, folder, *rest, **how):
-        "... with the code that the folder brings"
-        super().save_config(folder, *rest, **how)
-        path = Path(folder)/self.config_name
-        index = json.loads(path.read_text())
-        for key,part,to in ('_class_name', self, Path(folder)), *((k, c, Path(folder)/k) for k,c in self.components.items()):
-            module,cls = type(part).__module__,type(part).__name__
-            if module.startswith('diffusers.'): continue
-            index[key] = [module.split('.')[-1], cls]
-            shutil.copy(inspect.getfile(type(part)), to)
-        path.write_text(json.dumps(index, indent=2) + '\n')
-
-# %% ../nbs/11a_export.ipynb #c024
+# %% ../nbs/11a_export.ipynb #c027
 class StockPipeline(SamplingPipeline):
     "... for a network that is a `UNet2DModel`"
     model_cpu_offload_seq = 'unet'
@@ -268,10 +279,11 @@ class StockPipeline(SamplingPipeline):
     def labels(self): return torch.arange(self.unet.config.num_class_embeds)
 
     def by_seed(self, n, class_labels, seed):
-        if class_labels is None and self.unet.config.num_class_embeds: raise ValueError('a folder of a UNet2DModel does not hold the labels of the training images: with seed, name class_labels')
+        if class_labels is None and self.unet.config.num_class_embeds:
+            raise ValueError('a folder of a UNet2DModel does not hold the labels of the training images: with seed, name class_labels')
         return super().by_seed(n, class_labels, seed)
 
-# %% ../nbs/11a_export.ipynb #c026
+# %% ../nbs/11a_export.ipynb #c029
 def code_file(
     name:str,       # class that the folder names
     ours:str,       # class of this room that does its work
@@ -285,7 +297,7 @@ def code_file(
 NETWORK = 'onestep_network','OneStepNetwork'
 PIPELINE = 'onestep_pipeline','OneStepPipeline'
 
-# %% ../nbs/11a_export.ipynb #c028
+# %% ../nbs/11a_export.ipynb #c031
 VARIANTS = {'fp16':torch.float16, 'bf16':torch.bfloat16}
 
 def rounded(weights:dict, dtype)->dict: return {k:t.to(dtype) if t.is_floating_point() else t for k,t in weights.items()}
@@ -304,7 +316,7 @@ def write_weights(
 
 def write_json(path, d:dict): write_text(path, json.dumps(d, indent=2) + '\n')
 
-# %% ../nbs/11a_export.ipynb #c029
+# %% ../nbs/11a_export.ipynb #c032
 def label_table(config)->torch.Tensor|None:
     "The labels that samples of a run are drawn with"
     if not config.net.label_dim: return None
@@ -329,7 +341,8 @@ def write_ours(d:Denoiser, config, folder:Path, variants):
     "One of our networks, with its code"
     labels = label_table(config)
     write_text(folder/'denoiser'/f'{NETWORK[0]}.py', code_file(NETWORK[1], 'PortableDenoiser', 'ModelMixin', 'ConfigMixin'))
-    write_json(folder/'denoiser'/'config.json', {'_class_name':NETWORK[1], 'net_config':plain_net(config.net), 'sigma_data':d.sigma_data, 'precond':d.precond, 'num_labels':0 if labels is None else len(labels)})
+    write_json(folder/'denoiser'/'config.json',
+               {'_class_name':NETWORK[1], 'net_config':plain_net(config.net), 'sigma_data':d.sigma_data, 'precond':d.precond, 'num_labels':0 if labels is None else len(labels)})
     write_weights(folder/'denoiser', portable_weights(d, labels), variants)
 
 def write_stock(d:Denoiser, config, folder:Path, variants):
@@ -337,9 +350,10 @@ def write_stock(d:Denoiser, config, folder:Path, variants):
     unet = d.net.unet
     write_json(folder/'unet'/'config.json', {**{k:v for k,v in unet.config.items() if not k.startswith('_')}, '_class_name':'UNet2DModel'})
     write_weights(folder/'unet', unet.state_dict(), variants)
-    write_json(folder/'scheduler'/'scheduler_config.json', {'_class_name':'EDMEulerScheduler', 'sigma_min':.002, 'sigma_max':80., 'sigma_data':d.sigma_data, 'prediction_type':'epsilon'})
+    write_json(folder/'scheduler'/'scheduler_config.json',
+               {'_class_name':'EDMEulerScheduler', 'sigma_min':.002, 'sigma_max':80., 'sigma_data':d.sigma_data, 'prediction_type':'epsilon'})
 
-# %% ../nbs/11a_export.ipynb #c031
+# %% ../nbs/11a_export.ipynb #c034
 class Levels(list):
     "Noise levels that a tracer takes for constants"
     def tolist(self): return list(self)
@@ -361,7 +375,7 @@ class OneCall(nn.Module):
 
     def forward(self, x, sigma, class_labels=None): return self.d(x, sigma, class_labels)
 
-# %% ../nbs/11a_export.ipynb #c032
+# %% ../nbs/11a_export.ipynb #c035
 def traced(
     d:Denoiser,    # of a run
     config,        # the run's
@@ -369,7 +383,7 @@ def traced(
     "What is exported of a run"
     n,shape,classes = 2,(config.net.channels, *2*(config.net.resolution,)),config.net.label_dim
     labels = dict(class_labels=torch.arange(n) % classes) if classes else {}
-    if config.sampler == 'euler': yield 'generator', Generator(d, config), dict(noise=torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)), **labels)
+    if config.sampler == 'euler': yield 'generator', Generator(d, config), dict(noise=torch.zeros(n, *shape), **labels)
     yield 'denoiser', OneCall(d), dict(x=torch.zeros(n, *shape), sigma=torch.ones(n), **labels)
 
 def export_program(module:nn.Module, inputs:dict):
@@ -382,7 +396,7 @@ def to_torch_export(d:Denoiser, config, folder:Path, variants=()):
     for name,module,inputs in traced(d, config):
         with replacing(folder/f'{name}.pt2') as file, open(file, 'wb') as f: torch.export.save(export_program(module, inputs), f)
 
-# %% ../nbs/11a_export.ipynb #c033
+# %% ../nbs/11a_export.ipynb #c036
 def check_onnx():
     "Refuse to begin without the exporter"
     missing = [p for p in ('onnx','onnxscript') if not find_spec(p)]
@@ -391,12 +405,13 @@ def check_onnx():
 def to_onnx(d:Denoiser, config, folder:Path, variants=()):
     "Write generator.onnx and denoiser.onnx"
     for name,module,inputs in traced(d, config):
-        program = torch.onnx.export(export_program(module, inputs), (), kwargs=inputs, input_names=list(inputs), output_names=['images'], dynamo=True, verbose=False)
+        named = dict(kwargs=inputs, input_names=list(inputs), output_names=['images'])
+        program = torch.onnx.export(export_program(module, inputs), (), **named, dynamo=True, verbose=False)
         with replacing(folder/f'{name}.onnx') as file: program.save(file)
 
 FORMATS = {'diffusers':to_diffusers, 'onnx':to_onnx, 'torch-export':to_torch_export}
 
-# %% ../nbs/11a_export.ipynb #c037
+# %% ../nbs/11a_export.ipynb #c040
 def numbers_of(
     folder:Path,       # run folder
     images:int=None,   # snapshot, images seen; None: the last
@@ -419,7 +434,7 @@ def number_table(found:dict, floors:dict)->list:
     rows = [f"| {m} | {' | '.join(f'{v[m]:.4g}' for v in found.values())} | {mean(floors[m]) if m in floors else ''} |" for m in metrics]
     return [f"| metric | {' | '.join(f'seed {s}' for s in found)} | floor |", f"|---|{'---:|'*(len(found)+1)}", *rows]
 
-# %% ../nbs/11a_export.ipynb #c039
+# %% ../nbs/11a_export.ipynb #c042
 def license_of(config)->str:
     "Licence of a run's weights, in the hub's words: those that come from EDM's release pass its licence on"
     if config.net.arch == 'unet2d': return 'other'
@@ -428,13 +443,14 @@ def license_of(config)->str:
 def recipe_of(config)->str:
     "One sentence on how the weights came about"
     if isinstance(config, PublishedConfig): return f'Published weights ({config.source}, sha256 {config.source_sha256}), converted; nothing was trained here.'
-    if config.sampler == 'heun': return f'A denoiser, pre-trained as EDM (Karras et al. 2022) on {config.images:,} images in batches of {config.batch_size}; averaged weights.'
+    if config.sampler == 'heun':
+        return f'A denoiser, pre-trained as EDM (Karras et al. 2022) on {config.images:,} images in batches of {config.batch_size}; averaged weights.'
     start = 'random weights' if config.init == 'random' else 'a pre-trained denoiser'
     frozen = '' if config.freeze == 0 else f'; frozen in the generator: {config.freeze!r}'
     return (f"A generator of {config.sample_steps} call{'s' if config.sample_steps > 1 else ''}, tuned from {start} on {config.images:,} images by {' + '.join(config.losses)} "
             f'(discriminator: {config.discriminator}{frozen}); averaged weights.')
 
-# %% ../nbs/11a_export.ipynb #c041
+# %% ../nbs/11a_export.ipynb #c044
 def usage_of(to:str, config)->str:
     "Code that samples from an export"
     many = f'num_inference_steps={config.sample_steps}'
@@ -449,7 +465,7 @@ def usage_of(to:str, config)->str:
             'onnx':f"import onnxruntime, torch\nmodel = onnxruntime.InferenceSession('{name}.onnx')\ngiven = dict({given})\n"
                    "images = model.run(None, {k:v.numpy() for k,v in given.items()})[0]    # in [-1,1]"}[to]
 
-# %% ../nbs/11a_export.ipynb #c043
+# %% ../nbs/11a_export.ipynb #c046
 NOT_FOR = ('Not for passing off what it draws as photographs or records of anything, nor for pictures of people that could be taken for somebody. Not for decisions about people. '
            'Nothing was done against memorisation of training images or against bias in them: look before you publish.')
 
@@ -462,7 +478,7 @@ def card_of(
     "The model card of an export"
     config,run = read_config(folder),done(folder)
     net,license,tier = config.net,license or license_of(config),get_tier(config.tier)
-    head = ['---', f'license: {license}', 'library_name: diffusers' if to == 'diffusers' else f'library_name: {to}', 'pipeline_tag: unconditional-image-generation', 'tags:', '- gdpt', '- diffusion', '---', '']
+    head = ['---', f'license: {license}', f'library_name: {to}', 'pipeline_tag: unconditional-image-generation', 'tags:', '- gdpt', '- diffusion', '---', '']
     shape = f"{net.resolution}x{net.resolution} pixels, {net.channels} channel{'s' if net.channels > 1 else ''}{f', {net.label_dim} classes' if net.label_dim else ''}"
     kept = [f'{k} {run[k]}' for k in ('torch','python','device','processor') if k in run]
     facts = [f'- Data: {config.data or "not stated"} ({shape})', f'- Tier: {config.tier} ({tier.claims})', f'- Seed of the training: {config.seed}', f'- Made with gdpt {gdpt.__version__}; {", ".join(kept)}',
@@ -474,7 +490,7 @@ def card_of(
              '## Licence':[f"Weights: {license}{' (that of the model it came from)' if license == 'other' else ''}. Code in this folder: Apache-2.0. The data have terms of their own."]}
     return '\n'.join([*head, *(line for title,lines in parts.items() for line in (title, '', *lines, ''))])
 
-# %% ../nbs/11a_export.ipynb #c046
+# %% ../nbs/11a_export.ipynb #c049
 def claim_export(
     out:Path,          # folder
     record:dict,       # what `run.json` will say
@@ -504,12 +520,13 @@ def export(
     if wrong: raise ValueError(f"variant {wrong[0]!r}: expected {' or '.join(VARIANTS)}, and only with the format 'diffusers'")
     if to == 'onnx': check_onnx()
     d,snapshot = load_denoiser(folder, images),find_snapshot(folder, images)
-    claim_export(out, dict(format=to, gdpt=gdpt.__version__, images=int(snapshot.stem), weights_sha256=sha256_of(snapshot), config=config_to_dict(config), done=done(folder)))
+    record = dict(format=to, gdpt=gdpt.__version__, images=int(snapshot.stem), weights_sha256=sha256_of(snapshot))
+    claim_export(out, {**record, 'config':config_to_dict(config), 'done':done(folder)})
     with threads_and_rng(config.threads): FORMATS[to](d, config, out, variants)
     write_text(out/'README.md', card_of(folder, to, license, images))
     return out
 
-# %% ../nbs/11a_export.ipynb #c053
+# %% ../nbs/11a_export.ipynb #c056
 def push(
     out,               # a folder that `export` wrote
     repo:str,          # 'owner/name'
