@@ -275,7 +275,8 @@ def evaluate(
 # %% ../nbs/11_runs.ipynb #c033
 def tier_judges(tier:Tier)->list:
     "The judges of a tier, trained where they have not been"
-    return [SPACES[s] for s in tier.spaces] or [load_judge(j).to(team().device) for j in tier.judges]
+    device = team().device       # first of all: a team that comes together while one of it holds a judge's lock waits for ever
+    return [SPACES[s] for s in tier.spaces] or [load_judge(j).to(device) for j in tier.judges]
 
 def tier_floors(
     tier:Tier,

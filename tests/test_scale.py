@@ -115,6 +115,7 @@ PLAIN = {**os.environ, 'GDPT_PROGRESS':'plain', 'OMP_NUM_THREADS':'1'}
 
 EVALUATE = '''
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from gdpt.engine import team
 from gdpt.protocols import SPACES
@@ -123,7 +124,7 @@ from gdpt.tiers import get_tier
 run, tier = Path(sys.argv[1]), get_tier('smoke')
 found = []
 for judges in (tier_judges(tier), [SPACES['cells'], SPACES['contrasts']]):
-    found += [evaluate(run, judges, 620, blocks=b) for b in (1, 2)] + [tier_floors(tier, judges)]
+    found += [evaluate(run, judges, 270, blocks=2), tier_floors(replace(tier, eval_samples=64, floor_repeats=1), judges)]
 found.append(samples_of(run, 600).sum(0).tolist())
 (run/f'said-{team().size}-{team().rank}').write_text(json.dumps(found))
 '''
