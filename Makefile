@@ -22,7 +22,7 @@ BIN  = $(VENV)/bin
 DONE = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce bench lab test test-all lint export lock clean clean-all
+.PHONY: help install reproduce bench lab docs test test-all lint export lock clean clean-all
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -63,8 +63,13 @@ bench: $(DONE) ## images/s, memory and share of the device's peak; TIER=tiny
 lab: $(DONE) ## JupyterLab, opened at the tour
 	JUPYTER_CONFIG_PATH="$(CURDIR)/$(VENV)/.jupyter" $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
+# Material for MkDocs announces its successor at every start; the site loads nothing from elsewhere, so it stays as it is.
+docs: $(DONE) ## the site, into site/: notebooks, studies with what they left, the API; no dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Read it: $(BIN)/python -m http.server -d site 8000, then http://localhost:8000"
+
 lint: $(DONE)
-	$(BIN)/ruff check gdpt tests
+	$(BIN)/ruff check gdpt tests docs
 
 test: lint ## lint, run the library notebooks and tests/: what CI runs
 	$(NOTEBOOKS)
@@ -83,7 +88,7 @@ lock: $(DONE) ## requirements.txt from requirements.in (pins move only where the
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate requirements.in -o requirements.txt
 
 clean: ## remove runs, caches and build leftovers
-	@rm -rf data/runs data/cache data/*smoke* figures/*smoke* .snakemake build dist *.egg-info _docs _proc .pytest_cache .ruff_cache
+	@rm -rf data/runs data/cache data/*smoke* figures/*smoke* site .snakemake build dist *.egg-info _docs _proc .pytest_cache .ruff_cache
 	@find gdpt nbs tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 	@echo "Kept: $(VENV), and under data/ and figures/ the tables, pictures and data sets that are no run's leftovers."
 
