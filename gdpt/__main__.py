@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 import tyro
+from . import __version__
 from .tiers import FinetuneConfig, PretrainConfig, get_tier, read_config
 
 # %% ../nbs/14_cli.ipynb #c005
@@ -250,7 +251,7 @@ COMMANDS = {'data':Data, 'pretrain':Pretrain, 'finetune':Finetune, 'sample':Samp
             'runs':Runs, 'show':Show, 'compare':Compare, 'results':Results}
 
 USAGE = '\n'.join(['usage: gdpt COMMAND ...', '', 'From a diffusion model to a one-step generator by a GAN loss alone.', '',
-    *(f'  {k:10s}{c.__doc__}' for k,c in COMMANDS.items()), '', "'gdpt COMMAND --help' lists a command's flags with the defaults of its tier."])
+    *(f'  {k:10s}{c.__doc__}' for k,c in COMMANDS.items()), '', "'gdpt COMMAND --help' lists a command's flags with the defaults of its tier; 'gdpt --version' says which one this is."])
 
 def parse(
     argv:list,       # words after `gdpt`
@@ -258,6 +259,9 @@ def parse(
     "Command line to command"
     if not argv or argv[0] in ('-h','--help'):
         print(USAGE)
+        raise SystemExit(0)
+    if argv[0] == '--version':
+        print(f'gdpt {__version__}')
         raise SystemExit(0)
     name,*rest = argv
     if name not in COMMANDS: raise ValueError(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")

@@ -17,7 +17,7 @@ import numpy as np
 from .checkpoints import write_text
 from .data import project_root
 from .report import verdicts_path
-from .tiers import Tier
+from .tiers import Tier, optional
 
 # %% ../nbs/17_claims.ipynb #c005
 CLAIMS = {
@@ -221,7 +221,7 @@ def read_verdicts(
     tier:Tier,
 ):                   # DataFrame of the fields of `Verdict` and `here`: decided on this machine?
     "All verdicts of a tier: those made here, and those of the table for other claims"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     columns,path = [f.name for f in fields(Verdict)],verdicts_path(tier)
     mine = [json.loads(p.read_text()) for p in sorted((project_root()/'data'/'runs'/tier.name/'verdicts').glob('*.json'))]
     kept = pd.read_csv(path, keep_default_na=False, na_values={k:[''] for k in ('effect','low','high','floor')}).to_dict('records') if path.exists() else []
@@ -232,7 +232,7 @@ def read_verdicts(
 
 def collect_verdicts(tier:Tier)->Path:
     "Rewrite `data/<tier>/verdicts.csv`, a row for every claim"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     v = read_verdicts(tier)
     missing = [asdict(not_decided(c, 'not run', tier)) for c in CLAIMS if c not in {'C8', *v.claim}]
     table = pd.DataFrame([*v.drop(columns='here').to_dict('records'), *missing]).sort_values('claim')

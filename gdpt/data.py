@@ -20,6 +20,7 @@ from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
+from .tiers import optional
 
 # %% ../nbs/01_data.ipynb #c005
 def to_float(
@@ -282,7 +283,7 @@ def open_table(
     path:Path,
 )->tuple:        # rows, labels, name of the image column, name of the label column or None
     "What a shard says of itself"
-    import pyarrow as pa, pyarrow.parquet as pq
+    with optional('paper'): import pyarrow as pa, pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path) as table:
             types = {f.name:f.type for f in table.schema_arrow}
@@ -298,7 +299,7 @@ def open_table(
 
 def read_cells(path:Path, col:str, start:int):
     "Pairs (name, open file) of a shard, from this row on"
-    import pyarrow as pa, pyarrow.parquet as pq
+    with optional('paper'): import pyarrow as pa, pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path) as table:
             seen = 0

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from .data import PREPARED, Images, Source, decode_image, find_source, first_line, images_checksum, load_prepared, map_array, open_source, project_root
+from .tiers import optional
 
 # %% ../nbs/01a_datasets.ipynb #c005
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ def from_hub(
     name:str,      # 'ID' or 'ID@REVISION' of a data set on the Hugging Face hub
 )->Path:           # folder with its training shards
     "The .parquet files of a data set's training split"
-    from huggingface_hub import snapshot_download
+    with optional('paper'): from huggingface_hub import snapshot_download
     repo,_,revision = name.partition('@')
     try: return Path(snapshot_download(repo, repo_type='dataset', revision=revision or None, allow_patterns=['*train*.parquet']))
     except Exception as e:                                                   # whatever its network library raises

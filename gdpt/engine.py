@@ -13,6 +13,7 @@ from functools import lru_cache
 from subprocess import PIPE, Popen
 from tempfile import TemporaryFile
 import torch
+from .tiers import optional
 
 # %% ../nbs/06c_engine.ipynb #c005
 PIECE = 2**24     # numbers that are exchanged at a time
@@ -71,7 +72,7 @@ def pick_device()->torch.device:
 def team()->Team:
     "The team of this process"
     if int(os.environ.get('WORLD_SIZE', '1')) == 1: return Team(device=pick_device())
-    from accelerate import PartialState
+    with optional('paper'): from accelerate import PartialState
     state = PartialState(cpu=pick_device().type == 'cpu', timeout=timedelta(days=1))
     return Team(state.process_index, state.num_processes, state.device if state.device.type != 'cpu' else torch.device('cpu'))     # not 'cpu:0', which equals no tensor's device
 

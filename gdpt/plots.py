@@ -12,13 +12,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+from .tiers import optional
 
 # %% ../nbs/10_plots.ipynb #c005
 COLUMN_WIDTH,TEXT_WIDTH = 3.3,6.75 # inches
 
 def use_style()->None:
     "Set matplotlib's defaults to the house style, for the rest of the process"
-    import matplotlib as mpl
+    with optional('studies'): import matplotlib as mpl
     mpl.rcParams.update({
         'figure.figsize':(COLUMN_WIDTH,2.2), 'figure.dpi':150, 'savefig.dpi':300, 'figure.constrained_layout.use':True, 'pdf.fonttype':42,
         'font.family':'DejaVu Sans', 'font.size':7, 'axes.labelsize':7, 'axes.titlesize':7, 'xtick.labelsize':6.5, 'ytick.labelsize':6.5,
@@ -84,7 +85,7 @@ def image_grid(
     title:str|None=None,
 ):                   # the axes
     "Show images in a grid, pixel by pixel"
-    import matplotlib.pyplot as plt
+    with optional('studies'): import matplotlib.pyplot as plt
     picture = tile(images, min(ncols, len(images)))
     if ax is None: ax = plt.subplots(figsize=(COLUMN_WIDTH, COLUMN_WIDTH*picture.shape[0]/picture.shape[1] + (.2 if title else 0)))[1]
     ax.imshow(picture, interpolation='nearest')
@@ -99,7 +100,7 @@ def labelled_rows(
     title:str|None=None,
 ):              # the axes
     "One labelled row of images per model"
-    import matplotlib.pyplot as plt
+    with optional('studies'): import matplotlib.pyplot as plt
     shapes = {label:tuple(images.shape) for label,images in rows.items()}
     if len(set(shapes.values())) != 1: raise ValueError(f'expected rows of images of one shape, got {shapes}')
     n,c,h,w = next(iter(shapes.values()))
@@ -120,7 +121,7 @@ def curves(
     arms=None,  # arms to draw, in this order; None: all, as they come
 )->None:
     "Mean over seeds against images seen, with a band from the smallest to the largest seed; both axes logarithmic"
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    with optional('studies'): from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
     if rows.duplicated(['arm','seed','nimg']).any(): raise ValueError('several values for one arm, seed and nimg: expected rows of one metric')
     ax.set(xscale='log', yscale='log', xlabel='real images seen')
     for arm,style in arm_styles(rows.arm.unique() if arms is None else arms).items():

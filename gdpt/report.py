@@ -16,7 +16,7 @@ from .checkpoints import write_text
 from .data import project_root
 from .metrics import METRICS
 from .plots import metric_label
-from .tiers import Tier
+from .tiers import Tier, optional
 from .training import fingerprint
 
 # %% ../nbs/12_report.ipynb #c005
@@ -54,7 +54,7 @@ def save_rows(
     rows:list,   # of one study, arm and seed
 )->Path:         # file
     "Keep the rows of one arm and seed, in place of those it had"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     df = pd.DataFrame(rows, columns=COLUMNS)
     (study,arm,seed), = df[['study','arm','seed']].drop_duplicates().itertuples(index=False)
     path = rows_folder(tier)/f'{study}--{arm}--{seed}.csv'
@@ -70,7 +70,7 @@ def read_rows(
     tier:Tier,
 ):               # DataFrame of `COLUMNS` and `here`: made on this machine?
     "All rows of a tier: those made here, and those of the table for arms that did not run here"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     mine = [pd.read_csv(p) for p in sorted(rows_folder(tier).glob('*.csv'))]
     mine = pd.concat(mine) if mine else pd.DataFrame(columns=COLUMNS)
     kept = pd.read_csv(results_path(tier)).reindex(columns=COLUMNS) if results_path(tier).exists() else pd.DataFrame(columns=COLUMNS)
@@ -169,7 +169,7 @@ def images_to_reach(
 # %% ../nbs/12_report.ipynb #c025
 def committed_rows(tier:Tier):
     "The table as last committed, a DataFrame; None without git or without one"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     name = results_path(tier).relative_to(project_root()).as_posix()
     try: git = subprocess.run(['git','show',f'HEAD:./{name}'], cwd=project_root(), capture_output=True, text=True)
     except FileNotFoundError: return None
@@ -261,7 +261,7 @@ def page_notes(
 
 def verdict_section(tier:Tier)->list:
     "The paragraphs on verdicts; none where no claim has been decided yet"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     if not verdicts_path(tier).exists(): return []
     v = pd.read_csv(verdicts_path(tier))
     return ['## The claims of the paper', in_words(v), 'An effect is larger the more the claim is right; differences of logarithms unless it is said otherwise. '
@@ -270,7 +270,7 @@ def verdict_section(tier:Tier)->list:
 # %% ../nbs/12_report.ipynb #c036
 def speed_section(tier:Tier)->list:
     "What `make bench` has measured at this tier; nothing where it has not run"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     path = results_path(tier).with_name('bench.csv')
     if not path.exists(): return []
     b = pd.read_csv(path, dtype={'torch':str})

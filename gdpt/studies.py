@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from .data import project_root
 from .protocols import SPACES, parts_played
-from .tiers import Tier, get_tier
+from .tiers import Tier, get_tier, optional
 
 # %% ../nbs/13_studies.ipynb #c005
 def assigned(
@@ -61,7 +61,7 @@ def run_study(
     **params,    # its parameters
 )->Path:         # the executed copy
     "Run a study headlessly; refuse a parameter that it does not declare"
-    import papermill as pm
+    with optional('studies'): import papermill as pm
     declared = pm.inspect_notebook(str(path))
     unknown = set(params) - set(declared)
     if unknown: raise ValueError(f'{path}: undeclared parameters {sorted(unknown)}, this study has {sorted(declared)}')

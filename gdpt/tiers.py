@@ -6,10 +6,11 @@
 __all__ = ['Freeze', 'KINDS', 'PAPER', 'TIERS', 'NetConfig', 'PretrainConfig', 'FinetuneConfig', 'PublishedConfig',
            'config_to_dict', 'config_from_dict', 'config_id', 'said', 'read_config', 'JudgeConfig', 'Tier', 'scaled',
            'widened', 'often', 'headline_arms', 'step_arms', 'distillation_arms', 'freezing_arms', 'discriminator_arms',
-           'make_tier', 'published', 'paper_tier', 'shrink', 'get_tier']
+           'make_tier', 'published', 'paper_tier', 'shrink', 'get_tier', 'optional']
 
 # %% ../nbs/00_tiers.ipynb #c003
 import hashlib, json, os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -389,3 +390,12 @@ def get_tier(
     if name not in TIERS: raise ValueError(f"unknown tier {name!r}: expected one of {', '.join(TIERS)}")
     small = os.environ.get('SMOKE') == '1' and not name.endswith('smoke')
     return shrink(TIERS[name]) if small else TIERS[name]
+
+# %% ../nbs/00_tiers.ipynb #c045
+@contextmanager
+def optional(
+    extra:str,       # of `pyproject.toml`, which brings what is imported within
+):
+    "Around the import of a package that only some uses need"
+    try: yield
+    except ModuleNotFoundError as e: raise ValueError(f"this needs {e.name}, which is not installed: pip install {e.name.split('.')[0].replace('_', '-')} (it comes with gdpt's extra '{extra}')") from None

@@ -9,6 +9,7 @@ __all__ = ['adaptable', 'adapter_size', 'add_adapters', 'merged']
 import torch
 from torch import nn
 from ..data import keyed_generator
+from ..tiers import optional
 from ..unet import Conv, frozen_names
 
 # %% ../../nbs/objectives/00_adapters.ipynb #c005
@@ -26,7 +27,7 @@ def add_adapters(
     level=1,           # as many trainable parameters as this freeze level leaves, as nearly as a rank can
 )->set:                # names of the adapters' parameters
     "Put LoRA adapters on a network; it computes what it did before, until they are trained"
-    from peft import LoraConfig, inject_adapter_in_model
+    with optional('studies'): from peft import LoraConfig, inject_adapter_in_model
     frozen = frozen_names(net, level)
     budget = sum(p.numel() for k,p in net.named_parameters() if k not in frozen)
     rank = max(1, round(budget/adapter_size(net)))

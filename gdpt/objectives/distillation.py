@@ -15,7 +15,7 @@ from ..denoiser import Denoiser
 from ..discriminator import EncoderFeatures
 from .gan import generator_player
 from ..sampling import generator_levels, noise_levels
-from ..tiers import FinetuneConfig
+from ..tiers import FinetuneConfig, optional
 from ..training import Batch, Draw, Player, Turn
 
 # %% ../../nbs/objectives/02_distillation.ipynb #c005
@@ -40,7 +40,7 @@ class LPIPS(nn.Module):
     def __init__(self, denoiser:Denoiser, config:FinetuneConfig):
         super().__init__()
         from pathlib import Path
-        from lpips import LPIPS as Lpips
+        with optional('studies'): from lpips import LPIPS as Lpips
         path = Path(torch.hub.get_dir())/'checkpoints'/'vgg16-397923af.pth'
         if not path.exists(): raise ValueError(f"distance 'lpips' needs torchvision's VGG-16 weights at {path}: put them there, or take distance 'features'")
         self.net = Lpips(net='vgg', verbose=False).eval().requires_grad_(False)
