@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from email import message_from_bytes
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, copy_sources, run
@@ -58,7 +60,7 @@ def test_study_source(path):
     for cell in cells_of(path): assert not re.search(r'^#\|\s*(default_exp|export)', source_of(cell), re.M), 'studies export nothing'
 
 
-def test_linter(): run('ruff', 'check', '--no-cache', 'gdpt', 'tests', cwd=ROOT)
+def test_linter(): run('ruff', 'check', '--no-cache', 'gdpt', 'tests', 'docs', cwd=ROOT)
 
 
 # each module in a process of its own, forked from one that has what all of them import, and nothing of ours
@@ -106,8 +108,26 @@ def test_help_is_quick(tmp_path):
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
     source = copy_sources(tmp_path_factory.mktemp('source'))
-    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', cwd=source)
+    run(sys.executable, '-m', 'build', '--no-isolation', cwd=source)               # the source archive, and the wheel out of it
+    with tarfile.open(next((source/'dist').glob('*.tar.gz'))) as archive: assert {'LICENSE', 'README.md', 'pyproject.toml'} <= {n.split('/')[1] for n in archive.getnames() if '/' in n}
     return next((source/'dist').glob('*.whl'))
+
+
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as z: return message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))))
+
+
+def needed(requirements):
+    "The installed distributions that these bring, with all that they need themselves"
+    todo, found = list(requirements), {}
+    while todo:
+        wanted = Requirement(todo.pop())
+        for extra in ('', *wanted.extras):
+            key = canonicalize_name(wanted.name), extra
+            if key in found or wanted.marker and not wanted.marker.evaluate(): continue
+            found[key] = distribution(wanted.name)
+            todo += [r for r in found[key].requires or [] if not (m := Requirement(r).marker) or m.evaluate({'extra':extra})]
+    return {d.name:d for d in found.values()}.values()
 
 
 def test_wheel_holds_every_module(wheel):
@@ -122,24 +142,33 @@ def test_wheel_declares_what_it_imports(wheel):
             if isinstance(node, ast.Import): imported |= {a.name.split('.')[0] for a in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split('.')[0])
     imported -= sys.stdlib_module_names | {'gdpt'}
-    with zipfile.ZipFile(wheel) as z: metadata = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))))
-    declared = {canonicalize_name(Requirement(r).name) for r in metadata.get_all('Requires-Dist') if 'extra == "dev"' not in r}
+    declared = {canonicalize_name(Requirement(r).name) for r in metadata(wheel).get_all('Requires-Dist') if 'extra == "dev"' not in r}
     owners = packages_distributions()
     undeclared = {m for m in imported if not declared & {canonicalize_name(d) for d in owners.get(m, [m])}}
     assert undeclared == set(), 'imported by gdpt/ but not among the dependencies in pyproject.toml'
 
 
-def test_wheel_installs_and_runs_elsewhere(wheel, tmp_path):
+def test_wheel_runs_elsewhere_with_what_it_requires(wheel, tmp_path):
+    "In an environment that has the wheel, its requirements and what these require, but nothing that an extra brings"
     run(sys.executable, '-m', 'venv', '--without-pip', 'env', cwd=tmp_path)
     python = tmp_path/'env'/'bin'/'python'
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=tmp_path, path='')  # unseen: this tree's own egg-info
     site = next((tmp_path/'env').glob('lib/python*/site-packages'))
-    # the dependencies are lent by this environment; an editable gdpt in it stays unseen, for nested .pth files are not read
-    (site/'lent.pth').write_text('\n'.join(p for p in sys.path if p.endswith('site-packages')))
-    where = run(python, '-c', 'import gdpt.objectives.gan as m; print(m.__file__)', cwd=tmp_path, path='')
-    assert where.startswith(str(site))
-    assert 'pretrain' in run(python, '-m', 'gdpt', '--help', cwd=tmp_path, path='')
-    assert 'pretrain' in run(tmp_path/'env'/'bin'/'gdpt', '--help', cwd=tmp_path, path='')
+    for lent in needed(r for r in metadata(wheel).get_all('Requires-Dist') if 'extra ==' not in r):
+        for name in {f.parts[0] for f in lent.files if f.parts[0] not in ('..', '__pycache__')}:
+            if not (site/name).exists(): (site/name).symlink_to(Path(lent.locate_file(name)).resolve())
+    gdpt = lambda *words: run(tmp_path/'env'/'bin'/'gdpt', *words, cwd=tmp_path, path='', OMP_NUM_THREADS='1', GDPT_ROOT=str(tmp_path))
+    assert gdpt('--version') == f"gdpt {metadata(wheel)['Version']}\n"
+    assert 'pretrain' in gdpt('--help')
+    code = """if True:
+        import gdpt.objectives.gan, sys
+        from gdpt.__main__ import main
+        print(gdpt.objectives.gan.__file__)
+        for line in ('pretrain --tier smoke --out pre', 'finetune --denoiser pre --freeze 1 --out one', 'sample one --n 9 --out x.png', 'evaluate one --n 100'): assert main(line.split()) == 0, line
+        assert main(['results']) == 2"""
+    said = run(python, '-c', code, cwd=tmp_path, path='', OMP_NUM_THREADS='1', GDPT_ROOT=str(tmp_path))
+    assert said.startswith(str(site)) and 'precision' in said and (tmp_path/'x.png').exists()
+    assert said.endswith("gdpt: this needs pandas, which is not installed: pip install pandas (it comes with gdpt's extra 'studies')\n")
 
 
 def test_nothing_of_one_machine_is_committed():
