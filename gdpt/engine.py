@@ -104,7 +104,7 @@ def launch(
 # %% ../nbs/06c_engine.ipynb #c014
 def end_all(launcher:Popen):
     "End a launcher and what it has started, as by Ctrl-C; after a while by force"
-    import psutil
+    with optional('paper'): import psutil
     if launcher.poll() is not None: return
     everyone = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
     launcher.send_signal(signal.SIGINT)

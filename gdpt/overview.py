@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from .data import project_root
 from .report import digits3
-from .tiers import config_to_dict, read_config
+from .tiers import config_to_dict, optional, read_config
 from .trackers import settings_of
 from .training import done
 
@@ -76,7 +76,7 @@ def listing(
     root=None,      # names are told from here; None: in full
 )->str:             # a table
     "One line per run: state, progress, speed, the first measure of its latest snapshot"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     def line(f):
         p,values = progress(f),last_values(f)
         first = next(iter(values.items()), None)
@@ -100,7 +100,7 @@ def in_full(folder)->str:
 
 def compared(folders:list)->str:
     "Runs side by side: the settings in which they differ, progress, cost, and the measures of their latest snapshots"
-    import pandas as pd
+    with optional('studies'): import pandas as pd
     if len(folders) < 2: raise ValueError('a comparison takes two runs or more')
     settings = [settings_of(read_config(f)) for f in folders]
     differ = [k for k in dict.fromkeys(k for s in settings for k in s) if k != 'config_id' and len({repr(s.get(k)) for s in settings}) > 1]
