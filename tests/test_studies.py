@@ -10,7 +10,7 @@ from conftest import ROOT
 FIRST = ['pretrain', 'd2o', 'tune']  # run studies, in the order of their inputs; the reports read what these leave, and `verdicts` what reports decide
 STUDIES = sorted((ROOT/'nbs'/'studies').glob('*.ipynb'), key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST) + (p.stem == 'verdicts'), p.stem))
 COLUMNS = ['study', 'arm', 'seed', 'nimg', 'nfe', 'metric', 'value', 'floor', 'run', 'evaluations', 'seconds']
-LESS = {'tune':dict(seeds=[0, 1]), 'bench':dict(works=['d2o'], batch_sizes=[16], steps=[3], precisions=['bf16'], compiled=False, seconds=.1)}
+LESS = {'bench':dict(works=['d2o'], batch_sizes=[16], steps=[3], precisions=['bf16'], compiled=False, seconds=.1)}
 CLAIMS = ['C1', 'C2', 'C3', 'C4', 'C5', 'C6', 'C7', 'C9']
 
 
@@ -34,6 +34,13 @@ def tree():
         assert results_of(ROOT) == before, 'a study wrote outside GDPT_ROOT'
 
 
+def calls(name):
+    "Parameters of the executions of a study: one, but for the arms that `tune` tunes with a second seed, which are those of `make reproduce`"
+    from gdpt.studies import ONE_SEED, OWNER
+    if name != 'tune': return [LESS.get(name, {})]
+    return [dict(seeds=[0]), dict(seeds=[1], arms=[a for a, owner in OWNER.items() if owner != 'd2o' and a not in ONE_SEED])]
+
+
 def run_smoke(tree, name, **params):
     from gdpt.studies import run_study
     return run_study(tree/'nbs'/'studies'/f'{name}.ipynb', tree/'executed'/f'{name}.ipynb', **params)
@@ -46,7 +53,7 @@ def test_there_are_studies():
 
 @pytest.mark.parametrize('name', [p.stem for p in STUDIES])
 def test_smoke(tree, name):
-    run_smoke(tree, name, tier='smoke', **LESS.get(name, {}))
+    for params in calls(name): run_smoke(tree, name, tier='smoke', **params)
     assert (tree/'executed'/f'{name}.ipynb').is_file()
 
 
