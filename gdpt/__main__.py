@@ -287,7 +287,7 @@ def words(
     return [next(k for k,c in COMMANDS.items() if isinstance(command, c)), *flags(command)]
 
 # %% ../nbs/14_cli.ipynb #c023
-MOMENT = 2.           # seconds
+MOMENT = 5.           # seconds
 
 @contextmanager
 def in_rank(rank:int):

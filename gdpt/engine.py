@@ -6,7 +6,7 @@
 __all__ = ['PIECE', 'GRACE', 'PRECISIONS', 'Team', 'pick_device', 'team', 'launch', 'end_all', 'precision', 'autocast']
 
 # %% ../nbs/06c_engine.ipynb #c002
-import os, signal, sys
+import os, shlex, signal, sys
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -86,8 +86,8 @@ def launch(
     "Run a command of gdpt on several processes"
     if pick_device().type == 'cuda' and processes > torch.cuda.device_count(): raise ValueError(f'{processes} processes need as many GPUs, and there are {torch.cuda.device_count()}')
     team = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), '--no-python']
-    aside = ['sh', '-c', 'exec "$@" 2>&1', 'sh']                                    # what the launcher itself says goes another way than what its children say
-    command = [sys.executable, *team, *aside, sys.executable, '-m', 'gdpt', *map(str, words)]
+    ours = shlex.join([sys.executable, '-m', 'gdpt', *map(str, words)])             # in one word: the launcher would take --n for a flag of its own
+    command = [sys.executable, *team, 'sh', '-c', f'exec {ours} 2>&1']              # what the launcher itself says goes another way than what its children say
     said = []
     with TemporaryFile('w+') as own, Popen(command, stdout=PIPE, stderr=own, text=True, start_new_session=True, env={**os.environ, 'GDPT_PROGRESS':'plain'}) as launcher:
         try:
