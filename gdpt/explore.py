@@ -178,7 +178,7 @@ def data_url(
     Image.fromarray(picture).save(out, 'png')
     return f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}',picture.shape[1],picture.shape[0]
 
-def img(images, alt:str, ncols:int=COLUMNS, height:int=64)->str:
+def img(images, alt:str, ncols:int=COLUMNS, height:int=56)->str:
     "HTML of a grid of images, each at least `height` pixels high on the page"
     url,w,h = data_url(images, ncols)
     zoom = max(1, round(height/images.shape[-1]))
@@ -254,9 +254,9 @@ def widgets():
     except ImportError: raise ValueError("the explorer needs JupyterLab and ipywidgets: pip install 'gdpt[studies]'") from None
     return ipywidgets
 
-def labelled(control, text:str, tip:str, width:str='460px'):
+def labelled(control, text:str, tip:str, width:str='360px'):
     "A control with its description in words"
-    control.description,control.tooltip,control.style.description_width,control.layout.width = text,tip,'130px',width
+    control.description,control.tooltip,control.style.description_width,control.layout.width = text,tip,'110px',width
     return control
 
 # %% ../nbs/19_explore.ipynb #c034
@@ -266,7 +266,7 @@ class Compare:
     "Runs side by side, from the same latents"
     def __init__(self, worker:Worker):
         w = widgets()
-        self.worker,self.rows,self.changed = worker,{},lambda: None
+        self.worker,self.rows,self.drawn,self.changed = worker,{},'',lambda: None
         self.runs = {row:labelled(w.Dropdown(options=[('(none)', None)]), row, 'a run of the project') for row in ROWS}
         self.controls = dict(
             seed=labelled(w.BoundedIntText(0, min=0, max=2**31), 'from seed', 'latents at 0 on the way'),
@@ -278,7 +278,7 @@ class Compare:
             calls=labelled(w.IntSlider(1, min=1, max=8), 'generator calls', 'of a generator; trained for 1 unless its name says more'))
         self.picture = w.HTML()
         for c in (*self.runs.values(), *self.controls.values()): c.observe(lambda change: self.update(), 'value')
-        left = w.VBox([*self.runs.values(), *self.controls.values()], layout=w.Layout(min_width='470px'))
+        left = w.VBox([*self.runs.values(), *self.controls.values()], layout=w.Layout(min_width='375px'))
         self.box = w.HBox([left, self.picture], layout=w.Layout(flex_flow='row wrap'))
 
     def offer(self, runs:list):
@@ -312,7 +312,9 @@ class Compare:
             fresh.add(row)
             took.append(f'{run.short} {calls} {1000*seconds:.0f} ms')
             self.show(view, fresh)
-        if took: self.worker.say('Drawn: ' + ', '.join(took))
+        if not took: return
+        self.drawn = 'Drawn: ' + ', '.join(took)
+        self.worker.say(self.drawn)
 
     def show(self, view:View, fresh:set):
         names = dict(view.runs)
@@ -388,6 +390,7 @@ class Blocks:
             self.block.options = names
             self.block.value = kept if kept in names else next(iter(names), None)
         self.show()
+        if found: self.worker.say(f'{self.compare.drawn}; bands of their blocks measured')
 
     def show(self):
         "Draw what was measured"
@@ -588,7 +591,14 @@ def start_trial(root)->subprocess.Popen:
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, 'GDPT_PROGRESS':'plain', 'OMP_NUM_THREADS':'1'})
 
 # %% ../nbs/19_explore.ipynb #c065
-OWN_KEYS = "const area = element?.closest?.('.jp-OutputArea'); if (area) area.setAttribute('data-lm-suppress-shortcuts', 'true');"
+OWN_KEYS = """
+let tries = 100;                         // this runs before the output is part of the page
+const mark = () => {
+  const area = element.closest('.jp-OutputArea');
+  if (area) area.addEventListener('focusin', e => e.target.setAttribute('data-lm-suppress-shortcuts', 'true'));
+  else if (tries--) setTimeout(mark, 100);
+};
+mark();"""
 NO_RUNS = 'No finished run under {root} yet: <code>make reproduce</code> makes them in half an hour, the button below three small ones to try, in about half a minute.'
 
 class Explorer:
