@@ -7,7 +7,7 @@ __all__ = ['Case', 'noise_batch', 'training_step', 'other_step', 'make_step', 's
            'measure_case', 'share', 'in_fresh_process']
 
 # %% ../nbs/18_bench.ipynb #c002
-import json, resource, subprocess, sys, time
+import json, subprocess, sys, time
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 import torch
@@ -96,7 +96,7 @@ def peak_rate(name:str, size:int=None)->float:
 def peak_memory()->float:
     "Most memory that this process has used so far, MiB: of the GPU, or of the process"
     if team().device.type == 'cuda': return torch.cuda.max_memory_allocated()/2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
+    with open('/proc/self/status') as f: return int(next(l for l in f if l.startswith('VmHWM')).split()[1])/2**10       # getrusage would count the parent's, too
 
 # %% ../nbs/18_bench.ipynb #c014
 def measure_case(

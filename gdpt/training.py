@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'PATIENCE', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
-           'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'exchange', 'Learner', 'recompute_blocks',
-           'modules_of', 'learner_state', 'restore_learner', 'watched', 'Progress', 'fingerprint', 'rooms_of', 'record',
-           'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError', 'check_finite',
-           'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
+           'averaged', 'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'exchange', 'Learner',
+           'recompute_blocks', 'modules_of', 'learner_state', 'restore_learner', 'watched', 'Progress', 'fingerprint',
+           'rooms_of', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError',
+           'check_finite', 'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, os, platform, resource, sys, time
@@ -105,6 +105,10 @@ def ema_beta(
     return .5**(batch_size/max(min(halflife_kimg*1000, rampup*nimg), 1e-8))
 
 # %% ../nbs/07_training.ipynb #c016
+def averaged(player:Player)->nn.Module:
+    "Where a player's weight average begins; what is frozen is not copied but shared, for it never moves"
+    return deepcopy(player.net, {id(p):p for k,p in player.net.named_parameters() if k not in player.trainable})
+
 @torch.no_grad()
 def update_ema(
     average:nn.Module,      # moves towards `player.net`
@@ -208,7 +212,7 @@ class Learner:
         if shards % self.team.size: raise ValueError(f'{shards} shards cannot be shared by {self.team.size} processes: take a number of processes that divides {shards}, or another shard_size')
         for m in modules_of(objective): m.to(self.team.device)
         self.optimizers = {k:torch.optim.Adam(p.learning(), lr=p.lr, betas=p.betas, eps=p.eps, fused=True) for k,p in objective.players.items()}
-        self.averages = {k:deepcopy(p.net).eval().requires_grad_(False) for k,p in objective.players.items() if p.ema}
+        self.averages = {k:averaged(p).eval().requires_grad_(False) for k,p in objective.players.items() if p.ema}
         for p in objective.players.values(): p.net.train().requires_grad_(False)
         networks = {k:p.net for k,p in objective.players.items()}
         self.meter = Meter({**networks, **getattr(objective, 'helpers', {})}, objective.product, self.team.size)
@@ -281,7 +285,8 @@ def learner_state(learner:Learner)->dict:
     for k,p in learner.objective.players.items():
         out |= {f'{k}/net/{n}':t for n,t in p.net.state_dict().items()}
         out |= {f'{k}/optimizer/{i}/{n}':t for i,s in learner.optimizers[k].state_dict()['state'].items() for n,t in s.items()}
-    return out | {f'{k}/average/{n}':t for k,a in learner.averages.items() for n,t in a.state_dict().items()}
+    shared = {k:{n for n,_ in a.named_parameters()} - learner.objective.players[k].trainable for k,a in learner.averages.items()}
+    return out | {f'{k}/average/{n}':t for k,a in learner.averages.items() for n,t in a.state_dict().items() if n not in shared[k]}
 
 def restore_learner(learner:Learner, tensors:dict, step:int):
     "The inverse of `learner_state`"
@@ -291,7 +296,7 @@ def restore_learner(learner:Learner, tensors:dict, step:int):
         optimizer,state = learner.optimizers[k],{}
         for n,t in part(f'{k}/optimizer/').items(): state.setdefault(int(n.split('/')[0]), {})[n.split('/')[1]] = t
         optimizer.load_state_dict({'state':state, 'param_groups':optimizer.state_dict()['param_groups']})
-    for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'))
+    for k,a in learner.averages.items(): a.load_state_dict(part(f'{k}/average/'), strict=False)      # what is frozen came with the network
     learner.step = step
 
 # %% ../nbs/07_training.ipynb #c038
