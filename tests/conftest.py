@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ['studies', 'paper_tier', 'resume', 'runs', 'engines', 'trackers', 'projected', 'house', 'published']      # files in the order in which they start, so that two workers end together
+LONGEST = ['speed', 'studies', 'paper_tier', 'engines', 'resume', 'contributing', 'runs', 'trackers', 'projected', 'export', 'protocols', 'house', 'published']      # files in the order in which they start, so that two workers end together
 SOURCES = ['gdpt', 'nbs', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE']
 
 
