@@ -357,10 +357,10 @@ def shares_table(
 )->str:
     "The bands of one block in all runs, HTML"
     bar = lambda s,colour: f'<td style="text-align:left; width:130px"><div style="background:{colour}; width:{80*s:.0f}px; height:10px; display:inline-block"></div> {s:.1%}</td>'
-    line = lambda name,blocks: (f'<tr><th style="text-align:right">{escape(name)}</th>' +
+    line = lambda name,blocks: (f'<tr><th style="text-align:right; padding-right:12px">{escape(name)}</th>' +
         (''.join(bar(s, c) for s,c in zip(blocks[chosen].tolist(), BAND_COLOURS.values())) if chosen in blocks else '<td colspan="4">has no such block</td>') + '</tr>')
     head = ''.join(f'<th style="text-align:left; color:{c}">{b}</th>' for b,c in BAND_COLOURS.items())
-    return f'<table><tr><th style="text-align:right">{escape(chosen)}</th>{head}</tr>{"".join(line(*f) for f in found.items())}</table>'
+    return f'<table><tr><th style="text-align:right; padding-right:12px">{escape(chosen)}</th>{head}</tr>{"".join(line(*f) for f in found.items())}</table>'
 
 # %% ../nbs/19_explore.ipynb #c042
 class Blocks:
@@ -504,6 +504,7 @@ def training_chart(
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
     with mpl.rc_context():
         use_style()
         fig,out = Figure(figsize=(6.4,2.)),io.BytesIO()
@@ -514,7 +515,8 @@ def training_chart(
         left.set(xlabel='real images seen', title='losses')
         left.legend(frameon=False)
         right.plot(*zip(*sorted(distances.items())) if distances else ([],[]), marker='o')
-        right.set(xlabel='real images seen', title=f'FD so far: pixels, {FD_SAMPLES} samples', yscale='log' if distances else 'linear')
+        right.set(xlabel='real images seen', title=f'FD so far: pixels, {FD_SAMPLES} samples', ylim=(0, None))
+        for ax in (left, right): ax.xaxis.set(major_locator=MaxNLocator(5), major_formatter=EngFormatter(sep=''))
         fig.savefig(out, format='png')
     return out.getvalue()
 
@@ -552,7 +554,8 @@ class Watch:
         new_weights,self.seen = self.seen is None or self.seen[3:] != stamp[3:],stamp
         if log or self.distances: self.chart.value,self.chart.layout.display = training_chart(log, self.distances),''
         if new_weights:
-            import_module('torch_fidelity.metric_fid')        # takes seconds the first time: here, where nobody waits for it
+            import_module('torch_fidelity.metric_fid')        # this and reading images take seconds the first time: here, where nobody waits
+            if run.config.data: load_images(run.config.data)
             self.worker.ask(2, lambda tick: self.sample(run, tick))
 
     def weights(self, run:Run)->list:
@@ -575,7 +578,7 @@ class Watch:
             if run == self.run.value: self.distances[seen] = distance
 
 # %% ../nbs/19_explore.ipynb #c062
-TRIAL = 'pretrain --images 6400','finetune --images 1600 --freeze 0','finetune --images 1600 --freeze 1'
+TRIAL = 'pretrain --images 6400 --sample-steps 18','finetune --images 1600 --freeze 0','finetune --images 1600 --freeze 1'
 
 def trial_lines(
     root,     # project
@@ -617,7 +620,7 @@ class Explorer:
         self.trial.on_click(lambda b: self.try_it())
         head = lambda text: w.HTML(f'<h3 style="margin:12px 0 0">{text}</h3>')
         self.box = w.VBox([self.status, head('Compare'), self.compare.box, head('Blocks'), self.blocks.box, head('Watch a training'), self.watch.box, self.trial])
-        self.look()
+        self.find()
         atexit.register(self.close)
         if every: threading.Thread(target=self.pulse, args=(every,), name='explorer-pulse', daemon=True).start()
 
@@ -625,21 +628,26 @@ class Explorer:
         "What is being done, for eyes and screen readers"
         self.status.value = f'<div role="status" aria-live="polite"><b>Status:</b> {escape(text)}</div>'
 
-    def look(self):
-        "See which runs there are now, and what is new in the one that is watched"
+    def find(self):
+        "See which runs there are now"
         runs = find_runs(self.root)
         if not any(r for c in self.compare.runs.values() for _,r in c.options):
             if not any(snapshots(r.folder) for r in runs): self.compare.picture.value = f'<p>{NO_RUNS.format(root=escape(str(self.root)))}</p>'
             if not runs: self.say('waiting for a first run')
         self.compare.offer(runs)
         self.watch.offer(runs)
+
+    def look(self):
+        "... and what is new in the one that is watched, and in the trial"
+        self.find()
         self.watch.look()
         if self.process and self.process.poll() is not None: self.trial_over()
 
     def pulse(self, every:float):
-        while not self.stop.wait(every):
+        while not self.stop.is_set():
             try: self.look()
             except Exception as e: self.say(f'could not look at {self.root}: {e}')
+            self.stop.wait(every)
 
     def try_it(self):
         "Start the trial, once"

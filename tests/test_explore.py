@@ -68,10 +68,8 @@ def lab(root):
             yield page
     finally:
         server.send_signal(signal.SIGTERM)
-        try: server.wait(20)
-        finally:
-            try: os.killpg(server.pid, signal.SIGKILL)
-            except ProcessLookupError: pass
+        try: server.wait(60)                 # it ends its kernels
+        except subprocess.TimeoutExpired: os.killpg(server.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -184,7 +182,7 @@ def test_keyboard(project):
             time.sleep(.3)                                       # the teacher's 35 calls go on meanwhile
             still.append(page.execute_script('return seen.longest'))
         print('milliseconds from key to image:', [round(t) for t in took], 'longest stall of the page:', [round(t) for t in still])
-        assert sorted(took)[len(took)//2] < SECOND and sorted(still)[len(still)//2] < SECOND
+        assert sorted(took)[-2] < SECOND and max(still) < SECOND  # all but one: another process may have had the core
         assert focus(page)[1].startswith('0.1')
         until(lambda: status(page).startswith('Status: Drawn: d2o') and 'at 0.12' in page.page_source, 'all rows')
         page.save_screenshot(str(project/'explorer.png'))
