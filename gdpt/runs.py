@@ -275,8 +275,11 @@ def evaluate(
 # %% ../nbs/11_runs.ipynb #c033
 def tier_judges(tier:Tier)->list:
     "The judges of a tier, trained where they have not been"
-    device = team().device       # first of all: a team that comes together while one of it holds a judge's lock waits for ever
-    return [SPACES[s] for s in tier.spaces] or [load_judge(j).to(device) for j in tier.judges]
+    if tier.spaces: return [SPACES[s] for s in tier.spaces]
+    t = team()                                               # before any judge's lock is taken: who waits for the lock cannot join the team
+    found = [load_judge(j).to(t.device) for j in tier.judges] if t.leads else None
+    t.told('trained')
+    return found or [load_judge(j).to(t.device) for j in tier.judges]
 
 def tier_floors(
     tier:Tier,
