@@ -527,7 +527,7 @@ class Watch:
     "A training while it goes on, in whatever process"
     def __init__(self, worker:Worker):
         w = widgets()
-        self.worker,self.distances,self.seen = worker,{},None
+        self.worker,self.distances,self.seen,self.ready = worker,{},None,None
         self.run = labelled(w.Dropdown(options=[('(none)', None)]), 'watch', 'any run, finished or not')
         self.line,self.numbers,self.grid,self.chart = w.HTML(),w.HTML(),w.HTML(),w.Image(format='png', width=820, layout=w.Layout(display='none'))
         self.run.observe(lambda change: self.restart(), 'value')
@@ -541,7 +541,16 @@ class Watch:
         written = lambda r: max((p.stat().st_mtime for p in (r.folder/'log.csv', r.folder/'config.json') if p.exists()), default=0.)
         self.run.value = picked if picked in runs else max(runs, key=written, default=None)
 
-    def restart(self): self.distances,self.seen,self.grid.value,self.chart.layout.display = {},None,'','none'
+    def restart(self):
+        self.distances,self.seen,self.grid.value,self.chart.layout.display = {},None,'','none'
+        if self.run.value: threading.Thread(target=self.prepare, args=(self.run.value,), name='explorer-prepare', daemon=True).start()
+
+    def prepare(self, run:Run):
+        "What takes seconds the first time, where nobody waits for it: plots, the distance, the images. Until then there is a line and a grid"
+        for name in ('matplotlib.figure','torch_fidelity.metric_fid'): import_module(name)
+        try: data = bool(run.config.data and load_images(run.config.data))
+        except (ValueError, OSError): data = False                  # without its images a run is watched without distances
+        self.ready = run,data
 
     def look(self):
         "Read the folder, and draw what is new"
@@ -549,14 +558,12 @@ class Watch:
         if run is None: return
         log = read_log(run.folder)
         self.line.value,self.numbers.value = escape(state_of(run, log, time.time())),escape(measured_so_far(run.folder))
-        stamp = run,len(log.get('nimg', ())),len(self.distances),*((p.name, p.stat().st_mtime) for p in self.weights(run))
+        ready = self.ready and self.ready[0] == run
+        stamp = run,len(log.get('nimg', ())),len(self.distances),ready,*((p.name, p.stat().st_mtime) for p in self.weights(run))
         if stamp == self.seen: return
         new_weights,self.seen = self.seen is None or self.seen[3:] != stamp[3:],stamp
-        if log or self.distances: self.chart.value,self.chart.layout.display = training_chart(log, self.distances),''
-        if new_weights:
-            import_module('torch_fidelity.metric_fid')        # this and reading images take seconds the first time: here, where nobody waits
-            if run.config.data: load_images(run.config.data)
-            self.worker.ask(2, lambda tick: self.sample(run, tick))
+        if new_weights: self.worker.ask(2, lambda tick: self.sample(run, tick))
+        if ready and (log or self.distances): self.chart.value,self.chart.layout.display = training_chart(log, self.distances),''
 
     def weights(self, run:Run)->list:
         state = run.folder/'state.safetensors'
@@ -571,7 +578,7 @@ class Watch:
         images = samples_so_far(found[1], run.config, GRID, tick)
         if run != self.run.value: return
         self.grid.value = f'{img(images, f"{GRID} samples of {run.short} after {found[0]:,} images", height=40)}<br><small>{GRID} samples after {found[0]:,} images</small>'
-        if not run.config.data: return
+        if self.ready != (run, True): return
         for seen,denoiser in [*((n, None) for n in snapshots(run.folder)), found]:
             if seen in self.distances: continue
             distance = distance_so_far(denoiser or load_denoiser(run.folder, seen), run.config, tick)

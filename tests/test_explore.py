@@ -27,7 +27,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 DRIVER = shutil.which('chromedriver')
-PATIENCE = 180  # seconds for what a busy machine may take its time with
+PATIENCE = 120  # seconds for what a busy machine may take its time with
 SECOND = 1000   # milliseconds
 
 # what a visitor would see: when a key went down, when the picture of a row or of the blocks changed, and the longest time in which the page did nothing
