@@ -229,7 +229,11 @@ def link(name, here, index={}):
     "Where an exported name is documented; a short one must be of this module, or of one only"
     if not index: index.update({f'{module_name(p)}.{n}':module_name(p) for p in repository_files('gdpt/**/*.py') for n in exported(p)})
     found = [n for n in index if n == name or n == f'{here}.{name}'] or [n for n in index if n.endswith(f'.{name}')]
-    return f'{index[found[0]]}.html#{found[0]}' if len(found) == 1 else ''
+    return f'{index[found[0]]}.html#{place(found[0])}' if len(found) == 1 else ''
+
+def place(name):
+    "Where a name is on its page; two underscores would be read as bold type"
+    return name.replace('__', '')
 
 def parameter_table(rows, here):
     if not any(r[3] for r in rows): return ''
@@ -249,9 +253,9 @@ def symbol(node, said, path, source):
     "The entry of one exported definition"
     here = module_name(path)
     defined,*others = names(node)
-    also = ''.join(f'<a id="{here}.{n}"></a>' for n in others)
+    also = ''.join(f'<a id="{place(f"{here}.{n}")}"></a>' for n in others)
     origin = f'{also}[source](../{page_of(notebook_of(path))}#source-{defined}){{.source}}'
-    head = lambda level,text,ident: f'{level} `{text}` {{#{ident}}}'
+    head = lambda level,text,name: f'{level} `{text}` {{#{place(name)}}}'
     if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         value = ast.get_source_segment(source, node)
         shown = value if value.count('\n') < 12 else '\n'.join(value.split('\n')[:12]) + '\n    ...'

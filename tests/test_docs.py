@@ -74,6 +74,7 @@ def test_the_site_builds(tmp_path):
     for path in NOTEBOOKS + MODULES: assert (tmp_path/hooks.page_of(path)).with_suffix('.html').exists()
     page = (tmp_path/'nbs'/'03_denoiser.html').read_text()
     assert '<math' in page and 'arithmatex' not in page and 'id="source-edm_scalings"' in page
+    assert not any('{#' in (tmp_path/hooks.page_of(m)).with_suffix('.html').read_text() for m in MODULES)       # all of a heading's mark was understood
     assert 'lowest level, image units' in (tmp_path/'api'/'gdpt.sampling.html').read_text()
     found = json.loads((tmp_path/'search'/'search_index.json').read_text())['docs']
     assert any(d['location'] == 'api/gdpt.sampling.html#gdpt.sampling.heun' for d in found)
