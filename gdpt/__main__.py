@@ -63,13 +63,14 @@ class Sample:
     seed:int=0                                 # of the latents
     images:int|None=None                       # snapshot, by images seen; default: the last
     num_steps:int|None=None                    # noise levels of the sampler; default: the run's own (1 for a generator)
+    label:int|None=None                        # class of all images; default: drawn in the data's proportions
 
     def run(self):
         if self.out.suffix not in ('.png','.npz'): raise ValueError(f"--out {self.out}: expected a name that ends in .png or .npz")
         from gdpt.checkpoints import replacing
         from gdpt.engine import team
         from gdpt.runs import samples_of
-        samples = samples_of(self.folder, self.n, self.images, self.seed, self.num_steps).numpy()
+        samples = samples_of(self.folder, self.n, self.images, self.seed, self.num_steps, label=self.label).numpy()
         if not team().leads: return
         with replacing(self.out) as tmp, open(tmp, 'wb') as f: self.write(f, samples)
         print(self.out)

@@ -101,10 +101,15 @@ def sampler_of(
     seed:int=0,            # of the latents
     num_steps:int=None,    # noise levels of the sampler; None: the run's own
     sampler:str=None,      # 'heun' or 'euler'; None: the run's own
+    label:int=None,        # class of all images, of a class-conditional run; None: drawn in the data's proportions
 ):                         # function of a range of indices in the endless sequence of samples; yields uint8 (b,c,h,w) on the device
     "Open a run, to draw images from it"
     config,d,device = read_config(folder),load_denoiser(folder, images),team().device
-    labels = (load_images(config.data).labels if config.data else torch.arange(config.net.label_dim)) if config.net.label_dim else None
+    classes = config.net.label_dim
+    if label is not None and not classes: raise ValueError(f'{folder} has no classes: leave the label out')
+    if label is not None and not 0 <= label < classes: raise ValueError(f'label {label}: {folder} has the classes 0 to {classes-1}')
+    if label is not None: labels = torch.tensor([label])
+    else: labels = (load_images(config.data).labels if config.data else torch.arange(classes)) if classes else None
     net,how = config.net,dict(sampler=sampler or config.sampler, labels=labels, sigma_max=getattr(config, 'sigma_max', 80.), device=device)
     d.to(device)
     def draw(which:range):
@@ -235,7 +240,7 @@ def finetune(
     data = positives(config, load_images(config.data), denoiser)
     return train(lambda: objective_of(config, denoiser, teacher), data, config, folder, name)
 
-# %% ../nbs/11_runs.ipynb #c027
+# %% ../nbs/11_runs.ipynb #c029
 MEASURING_ROOMS = ('data', 'unet', 'denoiser', 'sampling', 'judges', 'metrics')
 
 def measured_by(
@@ -246,7 +251,7 @@ def measured_by(
     code = ''.join(fingerprint(MEASURING_ROOMS).values())
     return hashlib.sha256(json.dumps([code, *(j.checksum for j in judges), *rest]).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_runs.ipynb #c030
+# %% ../nbs/11_runs.ipynb #c032
 def evaluate(
     folder,                # run folder
     judges:list,           # feature spaces (`gdpt.judges.load_judge`), two of them
@@ -272,7 +277,7 @@ def evaluate(
             write_text(folder/'metrics.json', json.dumps({**known(), key:values}, indent=1))
     return t.told(t.leads and known()[key])
 
-# %% ../nbs/11_runs.ipynb #c033
+# %% ../nbs/11_runs.ipynb #c035
 def tier_judges(tier:Tier)->list:
     "The judges of a tier, trained where they have not been"
     if tier.spaces: return [SPACES[s] for s in tier.spaces]
@@ -298,7 +303,7 @@ def tier_floors(
             if t.leads: write_text(path, json.dumps(found))
         return t.told(t.leads and json.loads(path.read_text()))
 
-# %% ../nbs/11_runs.ipynb #c035
+# %% ../nbs/11_runs.ipynb #c037
 def arm_run(
     tier:Tier,
     arm:str,        # one of `tier.arms`

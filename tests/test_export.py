@@ -90,7 +90,9 @@ for name in json.loads(Path('names.json').read_text()):
     again = opened(f'{name}-again')
     kept,weights = again.denoiser.state_dict(), pipe.denoiser.state_dict()
     assert kept.keys() == weights.keys() and all(kept[k].equal(weights[k]) for k in kept)
-    if name == 'classes': same(again, name)
+    if name == 'classes':
+        same(again, name)
+        same(again, 'nines', class_labels=9)
 
 pipe = opened('d2o-pipe')
 assert [i.size for i in pipe(batch_size=2).images] == [(8,8)]*2
@@ -124,13 +126,14 @@ print('checked', file=sys.stdout)
 '''
 
 
-def expected(root, name, folder): np.save(root/f'{name}.npy', samples_of(folder, N, seed=SEED).numpy())
+def expected(root, name, folder, **how): np.save(root/f'{name}.npy', samples_of(folder, N, seed=SEED, **how).numpy())
 
 
 def test_pipelines_without_gdpt(root, runs, elsewhere):
     for name, folder in runs.items():
         export(folder, 'diffusers', root/f'{name}-pipe', variants=['fp16'])
         expected(root, name, folder)
+    expected(root, 'nines', runs['classes'], label=9)
     (root/'names.json').write_text(json.dumps(list(runs)))
     said = elsewhere(CHECKS)
     assert 'checked' in said and '%|' in said        # the bar is shown unless it is turned off
