@@ -154,12 +154,13 @@ class Data:
 @dataclass(frozen=True)
 class Convert:
     "Bring published weights into our format, without executing anything in them: the folder is sampled, judged and tuned like a run."
-    source:tyro.conf.Positional[str]           # .pkl, .pt or .safetensors of EDM or D2O; or where to fetch it: https://..., hf://owner/name/file
+    source:tyro.conf.Positional[str]           # .pkl, .pt or .safetensors of EDM or D2O; a folder of diffusers; or where to fetch it: https://..., hf://owner/name/file
     out:Path                                   # folder, new
     sha256:str|None=None                       # of the file; nothing is fetched without it
     precond:str|None=None                      # edm, consistency, vp, ve or iddpm; default: what the file says
     sigma_data:float|None=None                 # standard deviation that its preconditioning assumes; default: what the file says, else 0.5
     entry:str|None=None                        # where in the file the network is; default: its averaged weights
+    scheduler:Path|None=None                   # of diffusers: folder of the scheduler, where it is not beside the network
     data:str=''                                # images that it is compared with and tuned on
     images:int=0                               # training images that it has seen, where that is known
     sample_steps:int|None=None                 # noise levels of the sampler; default: 18, and 1 with the consistency form

@@ -134,7 +134,8 @@ def load_denoiser(
     if sha256 and path.is_file() and sha256_of(path) != sha256.lower(): raise ValueError(f'{path} is not what it should be (its sha256 is {sha256_of(path)})')
     kind = 'file' if path.is_file() else 'diffusers' if is_diffusers(path) else 'run'
     known = {'file':('entry','precond','sigma_data'), 'diffusers':('scheduler',), 'run':()}[kind]
-    unknown = [k for k,v in options.items() if v is not None and k not in known]
+    options = {k:v for k,v in options.items() if v is not None}
+    unknown = [k for k in options if k not in known]
     if unknown: raise ValueError(f"{source} is opened as a {kind}, for which {unknown[0]} cannot be said{f' (only {chr(44).join(known)})' if known else ': its config.json says all'}")
     if images is not None and kind != 'run': raise ValueError(f'{source} is no run of ours: it has no snapshot after {images} images')
     return open_run(path, images) if kind == 'run' else (open_file if kind == 'file' else open_diffusers)(path, **options)

@@ -259,7 +259,9 @@ def test_model_that_came_from_diffusers(root, elsewhere):
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(root/'theirs')
     with pytest.raises(ValueError, match='not preconditioned as EDM'): convert(root/'theirs', root/'never')
     diffusers.EDMEulerScheduler(sigma_data=.5).save_pretrained(root/'theirs'/'scheduler')
-    born = convert(root/'theirs', root/'born', data='digits', tier='smoke', sample_steps=4)
+    from gdpt.__main__ import main
+    born = root/'born'
+    assert main(f'convert {root}/theirs --data digits --tier smoke --sample-steps 4 --out {born}'.split()) == 0
     tuned = finetune(replace(get_tier('smoke').arms['d2o'], net=read_config(born).net), born, root/'tuned')
     before, after = load_denoiser(born).net.state_dict(), load_denoiser(tuned).net.state_dict()
     assert before.keys() == after.keys() and not all(before[k].equal(after[k]) for k in before)
