@@ -123,9 +123,9 @@ def test_numbers_of_plain(root):
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason='this processor has no bfloat16 arithmetic')
 def test_bfloat16(root):
-    "Wanted were 1.4 and 2; on two cores of an AMD EPYC (Zen 4) 1.31 to 1.40 and 1.90 to 2.14 were found, nearly all of it convolutions at the processor's own rate: less than that is a step back"
+    "Not reached on two cores of an AMD EPYC (Zen 4): 1.31 and 1.90 were found there, four fifths and more of it convolutions at the processor's own rate"
     found = ratios(root, {'plain':PlainTraining(root), 'bf16 features':('ours', 0, 'fp32', 'bf16'), 'bf16':('ours', 0, 'bf16', 'bf16')})
-    assert found['bf16 features'] >= 1.25 and found['bf16'] >= 1.8
+    assert found['bf16 features'] >= 1.4 and found['bf16'] >= 2
 
 
 def test_frozen(root):
