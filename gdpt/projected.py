@@ -215,10 +215,11 @@ class Head(nn.Module):
         x:torch.Tensor,       # a mixed map (n,c,h,w)
         class_labels=None,    # integers (n,), for a class-conditional head
     )->torch.Tensor:          # logit map (n,h,w)
-        logits = self.logit(self.blocks(x)).to(x.dtype)
+        logits = self.logit(self.blocks(x))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.classes is None: return logits[:,0]
         if class_labels is None: raise ValueError('a class-conditional discriminator needs class_labels')
-        return (self.project(self.classes(class_labels)).to(x.dtype)[:,:,None,None]*logits).sum(1)/CLASS_CHANNELS**.5
+        return (self.project(self.classes(class_labels)).to(logits.dtype)[:,:,None,None]*logits).sum(1)/CLASS_CHANNELS**.5
 
 # %% ../nbs/06a_projected.ipynb #c037
 class ProjectedDiscriminator(nn.Module):
@@ -252,11 +253,11 @@ class ProjectedDiscriminator(nn.Module):
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
     )->list:                    # mixed maps, four per backbone; gradients only if `images` asks for them
         "What the frozen part makes of images"
-        out = []
+        out,rounded = [],torch.is_autocast_enabled(images.device.type)
         for backbone,mixing in zip(self.backbones, self.mixings):
             maps = backbone(images)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16' or torch.is_autocast_enabled(images.device.type)): out += mixing(maps)
-        return [m.to(images.dtype) for m in out]
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16' or rounded): out += mixing(maps)
+        return out if rounded else [m.to(images.dtype) for m in out]      # the heads would round them again
 
     def logits(self,
         features:list,          # from `features`
