@@ -222,6 +222,8 @@ def objective_of(
 
 def filled_in(config:FinetuneConfig, denoiser=None, teacher=None)->FinetuneConfig:
     "The config as it is filed: with the checksums of images and weights"
+    if config.net.arch == 'unet2d' and (config.freeze or config.adaptive_weight):
+        raise ValueError(f'freeze={config.freeze!r}, adaptive_weight={config.adaptive_weight}: what the parameters of a network of diffusers are for is not known here, so that it is tuned whole: freeze=0, adaptive_weight=False')
     if needs_denoiser(config): config = starting_from(config, denoiser, teacher)
     if config.discriminator == 'projected': config = replace(config, backbones_checksum=backbones_checksum(config.backbones, resolution=config.disc_resolution))
     return completed(config, load_images(config.data))

@@ -262,7 +262,10 @@ def test_model_that_came_from_diffusers(root, elsewhere):
     from gdpt.__main__ import main
     born = root/'born'
     assert main(f'convert {root}/theirs --data digits --tier smoke --sample-steps 4 --out {born}'.split()) == 0
-    tuned = finetune(replace(get_tier('smoke').arms['d2o'], net=read_config(born).net), born, root/'tuned')
+    config = replace(get_tier('smoke').arms['d2o'], net=read_config(born).net)
+    for freeze in 1, 'lora':
+        with pytest.raises(ValueError, match='tuned whole: freeze=0'): finetune(replace(config, freeze=freeze), born, root/'never')
+    tuned = finetune(config, born, root/'tuned')
     before, after = load_denoiser(born).net.state_dict(), load_denoiser(tuned).net.state_dict()
     assert before.keys() == after.keys() and not all(before[k].equal(after[k]) for k in before)
     for name, folder in ('born', born), ('tuned', tuned):
