@@ -33,10 +33,11 @@ class Case:
     compile:bool=False         # torch.compile for it
     num_steps:int=1            # noise levels, for 'sample'
     features:str='fp32'        # precision of a projected discriminator's feature networks
+    reuse_fakes:bool=False     # does the discriminator learn from the generator's fakes?
     threads:int=0              # of the CPU; 0: as many as the tier's runs have
 
     @property
-    def baseline(self)->'Case': return replace(self, precision='fp32', features='fp32', compile=False)
+    def baseline(self)->'Case': return replace(self, precision='fp32', features='fp32', compile=False, reuse_fakes=False)
 
 # %% ../nbs/18_bench.ipynb #c008
 def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
@@ -47,7 +48,7 @@ def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
 def training_step(case:Case, tier):
     "One step of a training, as a function without arguments"
     how = dict(batch_size=case.batch_size, shard_size=case.batch_size, precision=case.precision, compile=case.compile, images=10**9, snapshots=(), sigma_data=.5)
-    config = replace(tier.pretrain, **how) if case.work == 'pretrain' else replace(tier.arms[case.work], disc_precision=case.features, **how)
+    config = replace(tier.pretrain, **how) if case.work == 'pretrain' else replace(tier.arms[case.work], disc_precision=case.features, reuse_fakes=case.reuse_fakes, **how)
     pre = new_denoiser(replace(config, seed=0))
     learner = Learner(Denoising(pre, config) if case.work == 'pretrain' else make_objective(config, pre), config)
     net = config.net

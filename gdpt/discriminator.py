@@ -91,11 +91,11 @@ class FeatureDiscriminator(nn.Module):
         self.classes = nn.ModuleList(nn.Embedding(net.label_dim, width) for _ in maps) if net.label_dim else None
 
     def forward(self,
-        images:torch.Tensor,    # (n,c,h,w) in [-1,1]
+        images:torch.Tensor,    # (n,c,h,w) in [-1,1], or the list that `features` makes of them
         class_labels=None,      # integers (n,), for a class-conditional discriminator
     )->list:                    # one logit map (n,height,width) per resolution
         "Logit maps at every resolution of the features"
-        hs = [head(m) for head,m in zip(self.heads, self.features(images, class_labels))]
+        hs = [head(m) for head,m in zip(self.heads, images if isinstance(images, list) else self.features(images, class_labels))]
         out = [logit(h)[:,0] for logit,h in zip(self.logits, hs)]
         if self.classes is None: return out
         return [l + (c(class_labels)[:,:,None,None]*h).sum(1) for l,h,c in zip(out, hs, self.classes)]

@@ -251,6 +251,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def features(self,
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
+        class_labels=None,      # not looked at: features are the same for every class
     )->list:                    # mixed maps, four per backbone; gradients only if `images` asks for them
         "What the frozen part makes of images"
         out,rounded = [],torch.is_autocast_enabled(images.device.type)
@@ -259,19 +260,12 @@ class ProjectedDiscriminator(nn.Module):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16' or rounded): out += mixing(maps)
         return out if rounded else [m.to(images.dtype) for m in out]      # the heads would round them again
 
-    def logits(self,
-        features:list,          # from `features`
-        class_labels=None,      # integers (n,), for a class-conditional discriminator
-    )->list:                    # one logit map (n,h,w) per head
-        "What the heads make of them"
-        return [head(m, class_labels) for head,m in zip(self.heads, features)]
-
     def forward(self,
-        images:torch.Tensor,    # (n,c,h,w) in [-1,1]
+        images:torch.Tensor,    # (n,c,h,w) in [-1,1], or the list that `features` makes of them
         class_labels=None,      # integers (n,), for a class-conditional discriminator
     )->list:                    # one logit map (n,h,w) per head
         "Logit maps of every head"
-        return self.logits(self.features(images), class_labels)
+        return [head(m, class_labels) for head,m in zip(self.heads, images if isinstance(images, list) else self.features(images))]
 
 def check_resolution(name:str, strides:list, resolution:int):
     "Four maps that halve exactly, and at least one logit at the end"

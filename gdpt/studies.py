@@ -89,7 +89,7 @@ STUDY_ARMS = {
     'pretraining':         ('teacher','from_random','d2o_pre16','d2o_pre4','d2o'),
     'freezing':            ('teacher','from_random','d2o','d2o_f','d2o_f2','d2o_f3','norm_affine','encoder_only','decoder_only','lora','random_frozen'),
     'spectrum':            ('teacher','d2o','d2o_f','from_random'),
-    'discriminators':      ('teacher','d2o','d2o_encoder','d2o_random_features','d2o_classifier','d2o_hinge','d2o_r1_low','d2o_r1_high','d2o_bf16','teacher_cond','d2o_cond','d2o_f_cond')}
+    'discriminators':      ('teacher','d2o','d2o_encoder','d2o_random_features','d2o_classifier','d2o_hinge','d2o_r1_low','d2o_r1_high','d2o_bf16','d2o_reuse','teacher_cond','d2o_cond','d2o_f_cond')}
 OWNER = {arm:study for study,arms in reversed(STUDY_ARMS.items()) for arm in arms} | {arm:'gan_vs_distillation' for arm in ('pd_8','pd_4','pd_2','pd','cd')} | {'d2o_pre4':'pretraining'}
 MORE_SEEDS = ('d2o_2step','d2o_4step','d2o_half','d2o_quarter')      # compared with each other across seeds
 ONE_SEED = ('random_frozen','d2o_f2','d2o_f3','norm_affine','encoder_only','decoder_only','lora','d2o_random_features','d2o_hinge','d2o_r1_low','d2o_r1_high',

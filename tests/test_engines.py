@@ -40,9 +40,9 @@ def denoiser(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('command, two', [pytest.param('pretrain', launched, marks=pytest.mark.slow), ('finetune', team)])
+@pytest.mark.parametrize('command, two', [pytest.param('pretrain', launched, marks=pytest.mark.slow), ('finetune', team), ('finetune --reuse-fakes', team)])
 def test_two_processes_are_one(tmp_path, denoiser, command, two):
-    line = f'{command} {RUN}' + f' --denoiser {denoiser}'*(command == 'finetune')
+    line = f'{command} {RUN}' + f' --denoiser {denoiser}'*(command != 'pretrain')
     for name, how in (('one', finish), ('two', two)):
         code, err = how(f'{line} --out {tmp_path}/{name}')
         assert code == 0, err
@@ -69,13 +69,13 @@ def test_shards_that_cannot_be_shared(tmp_path):
 
 class Elsewhere(Draw):
     "Random numbers on torch's device of shapes without values: what mixes devices, or asks for a value, fails there"
-    def __init__(self): self.how = dict(device='meta')
+    def __init__(self): self.how, self.shard = dict(device='meta'), 0
 
 
 TIER = get_tier('smoke')
 
 
-@pytest.mark.parametrize('arm', [None, 'd2o', 'd2o_2step', 'pd', 'cd_gan', 'ctm', 'rcd_gan', 'd2o_encoder', 'd2o_classifier', 'd2o_f_cond'])
+@pytest.mark.parametrize('arm', [None, 'd2o', 'd2o_2step', 'pd', 'cd_gan', 'ctm', 'rcd_gan', 'd2o_encoder', 'd2o_classifier', 'd2o_reuse', 'd2o_f_cond'])
 def test_losses_stay_on_their_device(arm, monkeypatch):
     monkeypatch.setattr(torch, 'autocast', lambda *a, **kw: nullcontext())       # knows no such device
     data = load_images('digits')

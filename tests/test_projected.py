@@ -107,7 +107,7 @@ def test_paper_networks(tmp_path):
     image = torch.rand(1, 3, 32, 32)*2 - 1
     with torch.no_grad():
         ours,theirs = disc.features(image),plain.features(image)
-        logits,expected = disc.logits(ours),plain.judged(theirs)
+        logits,expected = disc(ours),plain.judged(theirs)
         exact = plain.double().features(image.double())
     assert [tuple(l.shape) for l in logits] == [(1,11,11)]*4 + [(1,4,4)]*4
     for a,b,x in zip(ours, theirs, exact): assert (a-x).norm() <= 1.5*(b-x).norm()

@@ -89,8 +89,8 @@ def root(tmp_path_factory):
         yield root
 
 
-def learner(root, kind='ours', freeze=0, precision='fp32', features='fp32'):
-    config = replace(CONFIG, freeze=freeze, precision=precision, disc_precision=features)
+def learner(root, kind='ours', freeze=0, precision='fp32', features='fp32', reuse_fakes=False):
+    config = replace(CONFIG, freeze=freeze, precision=precision, disc_precision=features, reuse_fakes=reuse_fakes)
     torch.manual_seed(0)
     disc = ProjectedDiscriminator(config.net, NAMES, str(root/FOLDER), 224, precision=features)
     if kind == 'plain': disc = Frozen(Plain(disc, NAMES, models(root), 224))
@@ -154,6 +154,16 @@ def test_bfloat16(root):
     "Missed by a twentieth on two cores of an AMD EPYC (Zen 4), where 1.33 and 1.93 were found: README.md"
     found = ratios(root, {'plain':(PlainTraining, ()), 'bf16 features':(learner, ('ours', 0, 'fp32', 'bf16')), 'bf16':(learner, ('ours', 0, 'bf16', 'bf16'))})
     assert found['bf16 features'] >= 1.4 and found['bf16'] >= 2
+
+
+def test_fakes_used_again(root):
+    "Another algorithm, off by default: what it does to the distance is in the study `discriminators`"
+    cases = {'plain':(PlainTraining, ()), 'ours':(learner, ()), 'fakes reused':(learner, ('ours', 0, 'fp32', 'fp32', True))}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        cases |= {f'fakes reused, {k}':(learner, ('ours', 0, *how, True)) for k, how in {'bf16 features':('fp32', 'bf16'), 'bf16':('bf16', 'bf16')}.items()}
+    found = ratios(root, cases)
+    assert found['fakes reused'] >= 1.15*found['ours']
+    assert found.get('fakes reused, bf16 features', 9) >= 1.4 and found.get('fakes reused, bf16', 9) >= 2
 
 
 def test_frozen(root):
