@@ -27,13 +27,13 @@ from .training import Batch, Learner, threads_and_rng
 class Case:
     "A piece of work to be timed"
     tier:str                   # whose network, images and presets
-    work:str                   # an arm of the tier, 'pretrain', 'sample' or 'judge'
+    work:str                   # 'pretrain', 'sample', 'judge' or an arm of the tier; what is said below holds, whatever the arm says of it
     batch_size:int             # images at a time
     precision:str='fp32'       # of the network
     compile:bool=False         # torch.compile for it
     num_steps:int=1            # noise levels, for 'sample'
     features:str='fp32'        # precision of a projected discriminator's feature networks
-    reuse_fakes:bool=False     # does the discriminator learn from the generator's fakes?
+    reuse_fakes:bool=False     # does the discriminator of a GAN loss learn from the generator's fakes?
     threads:int=0              # of the CPU; 0: as many as the tier's runs have
 
     @property

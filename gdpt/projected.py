@@ -249,7 +249,7 @@ class ProjectedDiscriminator(nn.Module):
         for b in self.backbones: b._apply(fn)
         return super()._apply(fn, recurse)
 
-    def features(self,
+    def frozen_features(self,
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
         class_labels=None,      # not looked at: features are the same for every class
     )->list:                    # mixed maps, four per backbone; gradients only if `images` asks for them
@@ -261,11 +261,11 @@ class ProjectedDiscriminator(nn.Module):
         return out if rounded else [m.to(images.dtype) for m in out]      # the heads would round them again
 
     def forward(self,
-        images:torch.Tensor,    # (n,c,h,w) in [-1,1], or the list that `features` makes of them
+        images:torch.Tensor,    # (n,c,h,w) in [-1,1], or the list that `frozen_features` makes of them
         class_labels=None,      # integers (n,), for a class-conditional discriminator
     )->list:                    # one logit map (n,h,w) per head
         "Logit maps of every head"
-        return [head(m, class_labels) for head,m in zip(self.heads, images if isinstance(images, list) else self.features(images))]
+        return [head(m, class_labels) for head,m in zip(self.heads, images if isinstance(images, list) else self.frozen_features(images))]
 
 def check_resolution(name:str, strides:list, resolution:int):
     "Four maps that halve exactly, and at least one logit at the end"

@@ -96,7 +96,7 @@ class FinetuneConfig:
     disc_resolution:int=224        # to which it enlarges images, pixels
     disc_precision:Literal['fp32','bf16']='fp32' # of those networks
     augment:Literal['none','diffaugment','ada']='none' # of what the discriminator sees, real and generated
-    reuse_fakes:bool=False         # the discriminator learns from the fakes that the generator has just learned from, instead of new ones: faster, and another algorithm than the paper's
+    reuse_fakes:bool=False         # the discriminator learns from the fakes that the generator has just learned from, instead of new ones: faster, another algorithm than the paper's, and features of a whole batch are kept
     disc_sigma:float=.2            # noise level told to a frozen encoder (of a discriminator or a distance)
     gan_loss:Literal['non_saturating','hinge']='non_saturating'
     r1_gamma:float=.1              # weight of the R1 penalty

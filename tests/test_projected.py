@@ -106,7 +106,7 @@ def test_paper_networks(tmp_path):
     assert sum(p.numel() for p in disc.backbones[0].parameters()) == sum(9*i*o + o for i,o in zip(width, width[1:]))     # norms are folded, the classifier is gone
     image = torch.rand(1, 3, 32, 32)*2 - 1
     with torch.no_grad():
-        ours,theirs = disc.features(image),plain.features(image)
+        ours,theirs = disc.frozen_features(image),plain.features(image)
         logits,expected = disc(ours),plain.judged(theirs)
         exact = plain.double().features(image.double())
     assert [tuple(l.shape) for l in logits] == [(1,11,11)]*4 + [(1,4,4)]*4
@@ -120,7 +120,7 @@ def test_deit():
     x = torch.rand(1, 3, 64, 64).requires_grad_()
     logits = disc(x.expand(2, -1, -1, -1))
     assert [tuple(l.shape) for l in logits] == [(2,4,4)]*4
-    assert [m.shape[1:] for m in disc.features(x.detach())] == [(64,112,112), (64,56,56), (128,28,28), (256,14,14)]
+    assert [m.shape[1:] for m in disc.frozen_features(x.detach())] == [(64,112,112), (64,56,56), (128,28,28), (256,14,14)]
     assert torch.autograd.grad(sum(l.sum() for l in logits), x)[0].abs().sum() > 0
 
 

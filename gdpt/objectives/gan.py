@@ -69,7 +69,7 @@ class GAN:
     terms = ('generator','discriminator','r1')      # losses that it knows
     def __init__(self,
         generator:Denoiser,      # with its starting weights
-        disc:nn.Module,          # called as `disc(images, class_labels)`; if it has `features`, with `features(images, class_labels)` for images; parameters that do not require gradients stay frozen
+        disc:nn.Module,          # called as `disc(images, class_labels)`; with `reuse_fakes`, one that has `frozen_features(images, class_labels)` also with the list which that returns; parameters that do not require gradients stay frozen
         config:FinetuneConfig,
         player:Player=None,      # the generator's, where it is shared with another objective
     ):
@@ -103,9 +103,9 @@ class GAN:
         return {'generator':self.generator_loss, 'discriminator':self.discriminator_loss, 'r1':self.r1_loss}[name](batch, draw)
 
     def seen(self, images, labels, draw)->torch.Tensor|list:
-        "Images as the discriminator is given them: augmented, where the config says so, and as features, where it stands on frozen ones"
+        "Images as the discriminator is given them: augmented, where the config says so; where fakes are used again and it stands on frozen features, as those"
         images = self.disc.augment(images, draw)
-        return self.disc.features(images, labels) if hasattr(self.disc, 'features') else images
+        return self.disc.frozen_features(images, labels) if self.config.reuse_fakes and hasattr(self.disc, 'frozen_features') else images
 
     def fakes(self, batch, draw)->torch.Tensor|list:
         "Generated images as the discriminator is given them, without gradients: new ones, or those of the generator's turn"
