@@ -275,6 +275,7 @@ def evaluate(
     values,protocol = judged(judges, sampler_of(folder, images, seed, num_steps), load_images(config.data), n, blocks, **about)
     if t.leads:
         with FileLock(folder/'metrics.lock'):
+            for p in [*folder.glob('.metrics.json.*'), *(folder/'protocols').glob('.*')]: p.unlink()       # half-written by one that was killed: nobody else writes now
             write_text(folder/'protocols'/f'{key}.json', json.dumps(protocol, indent=1))
             write_text(folder/'metrics.json', json.dumps({**known(), key:values}, indent=1))
     return t.told(t.leads and known()[key])
