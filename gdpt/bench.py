@@ -27,17 +27,16 @@ from .training import Batch, Learner, threads_and_rng
 class Case:
     "A piece of work to be timed"
     tier:str                   # whose network, images and presets
-    work:str                   # 'pretrain', 'sample', 'judge' or an arm of the tier; what is said below holds, whatever the arm says of it
+    work:str                   # an arm of the tier, 'pretrain', 'sample' or 'judge'
     batch_size:int             # images at a time
     precision:str='fp32'       # of the network
     compile:bool=False         # torch.compile for it
     num_steps:int=1            # noise levels, for 'sample'
     features:str='fp32'        # precision of a projected discriminator's feature networks
-    reuse_fakes:bool=False     # does the discriminator of a GAN loss learn from the generator's fakes?
     threads:int=0              # of the CPU; 0: as many as the tier's runs have
 
     @property
-    def baseline(self)->'Case': return replace(self, precision='fp32', features='fp32', compile=False, reuse_fakes=False)
+    def baseline(self)->'Case': return replace(self, precision='fp32', features='fp32', compile=False)
 
 # %% ../nbs/18_bench.ipynb #c008
 def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
@@ -48,7 +47,7 @@ def noise_batch(shape:tuple, n:int, classes:int, device)->Batch:
 def training_step(case:Case, tier):
     "One step of a training, as a function without arguments"
     how = dict(batch_size=case.batch_size, shard_size=case.batch_size, precision=case.precision, compile=case.compile, images=10**9, snapshots=(), sigma_data=.5)
-    config = replace(tier.pretrain, **how) if case.work == 'pretrain' else replace(tier.arms[case.work], disc_precision=case.features, reuse_fakes=case.reuse_fakes, **how)
+    config = replace(tier.pretrain, **how) if case.work == 'pretrain' else replace(tier.arms[case.work], disc_precision=case.features, **how)
     pre = new_denoiser(replace(config, seed=0))
     learner = Learner(Denoising(pre, config) if case.work == 'pretrain' else make_objective(config, pre), config)
     net = config.net

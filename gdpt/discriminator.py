@@ -77,12 +77,12 @@ class LayerFeatures(nn.Module):
 class FeatureDiscriminator(nn.Module):
     "Trainable multi-scale heads on frozen features"
     def __init__(self,
-        features:nn.Module,   # called as `features(images, class_labels)`, returns a list of maps (n,c,h,w); frozen here
+        features:nn.Module,   # called as `features(images, class_labels)`, returns maps (n,c,h,w)
         net:NetConfig,        # the generator's: gives resolution, channels and classes
         width:int=64,         # channels of each head
     ):
         super().__init__()
-        self.features = features.requires_grad_(False)
+        self.features = features
         probe = torch.zeros(1, net.channels, net.resolution, net.resolution)
         with torch.no_grad(): maps = features(probe, torch.zeros(1, dtype=torch.long))
         self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(m.shape[1], width, 3, padding=1), nn.LeakyReLU(.2),
@@ -90,16 +90,12 @@ class FeatureDiscriminator(nn.Module):
         self.logits = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1) for _ in maps)
         self.classes = nn.ModuleList(nn.Embedding(net.label_dim, width) for _ in maps) if net.label_dim else None
 
-    def frozen_features(self, images, class_labels=None)->list:
-        "What the frozen part makes of images (n,c,h,w)"
-        return self.features(images, class_labels)
-
     def forward(self,
-        images:torch.Tensor,    # (n,c,h,w) in [-1,1], or the list that `frozen_features` makes of them
+        images:torch.Tensor,    # (n,c,h,w) in [-1,1]
         class_labels=None,      # integers (n,), for a class-conditional discriminator
     )->list:                    # one logit map (n,height,width) per resolution
         "Logit maps at every resolution of the features"
-        hs = [head(m) for head,m in zip(self.heads, images if isinstance(images, list) else self.frozen_features(images, class_labels))]
+        hs = [head(m) for head,m in zip(self.heads, self.features(images, class_labels))]
         out = [logit(h)[:,0] for logit,h in zip(self.logits, hs)]
         if self.classes is None: return out
         return [l + (c(class_labels)[:,:,None,None]*h).sum(1) for l,h,c in zip(out, hs, self.classes)]

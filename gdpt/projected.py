@@ -251,7 +251,6 @@ class ProjectedDiscriminator(nn.Module):
 
     def frozen_features(self,
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
-        class_labels=None,      # not looked at: features are the same for every class
     )->list:                    # mixed maps, four per backbone; gradients only if `images` asks for them
         "What the frozen part makes of images"
         out,rounded = [],torch.is_autocast_enabled(images.device.type)

@@ -277,11 +277,9 @@ def speed_section(tier:Tier)->list:
     text = dict(batch=b.batch_size, precision=[p if f == 'fp32' else f'{p}, features {f}' for p,f in zip(b.precision, b.features)], compiled=b.compile.map({True:'yes', False:''}),
                 **{'images/s':b.images_per_s.map(digits3), 'ratio to fp32':b.ratio.map('{:.2f}'.format), 'memory, MiB':b.memory_mib.map('{:.0f}'.format),
                    'share of peak':b.share_of_peak.map(lambda v: '' if v != v else f'{v:.0%}')})
-    reused = b.get('reuse_fakes', [False]*len(b))                  # older tables have no such column
-    works = [f'{w}, {n} level{"s"*(n > 1)}' if w == 'sample' else f'{w}, fakes reused' if r else w for w,n,r in zip(b.work, b.num_steps, reused)]
-    table = pd.DataFrame(text).set_index(pd.Index(works, name='work'))
+    table = pd.DataFrame(text).set_index(pd.Index([f'{w}, {n} level{"s"*(n > 1)}' if w == 'sample' else w for w,n in zip(b.work, b.num_steps)], name='work'))
     return ['## Speed', f"Measured on {', '.join(b.device.unique())}, torch {', '.join(b.torch.unique())}, {', '.join(f'{t} threads' if t > 1 else '1 thread' for t in b.threads.unique())}. Ratio: by turns with the same "
-            'work in fp32 without compilation, the discriminator learning from new fakes. Share of the peak: of a large matrix product in that precision.', markdown(table)]
+            f"work in fp32 without compilation{' (d2o_reuse: with d2o)'*('d2o_reuse' in set(b.work))}. Share of the peak: of a large matrix product in that precision.", markdown(table)]
 
 # %% ../nbs/12_report.ipynb #c038
 def other_tables(

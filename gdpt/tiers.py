@@ -96,7 +96,6 @@ class FinetuneConfig:
     disc_resolution:int=224        # to which it enlarges images, pixels
     disc_precision:Literal['fp32','bf16']='fp32' # of those networks
     augment:Literal['none','diffaugment','ada']='none' # of what the discriminator sees, real and generated
-    reuse_fakes:bool=False         # the discriminator learns from the fakes that the generator has just learned from, instead of new ones: faster, another algorithm than the paper's, and features of a whole batch are kept
     disc_sigma:float=.2            # noise level told to a frozen encoder (of a discriminator or a distance)
     gan_loss:Literal['non_saturating','hinge']='non_saturating'
     r1_gamma:float=.1              # weight of the R1 penalty
@@ -306,7 +305,7 @@ def make_tier(
     denoisers = {'denoiser':pretrain, **{f'denoiser{k}':widened(pretrain, model_channels=c) for k,c in widths.items()}, 'denoiser_cond':widened(pretrain, label_dim=classes),
                  'denoiser_16th':scaled(pretrain, 1/16), 'denoiser_4th':scaled(pretrain, 1/4)}
     arms = {**headline_arms(d2o, lr_frozen, lr_random), **step_arms(d2o, steps, widths), **distillation_arms(d2o), 'd2o_pre16':often(d2o), 'd2o_pre4':often(d2o),
-            'd2o_bf16':replace(scaled(d2o, .5), precision='bf16'), 'd2o_reuse':replace(scaled(d2o, .5), reuse_fakes=True), **freezing_arms(d2o, lr_frozen), **discriminator_arms(d2o, lr_frozen, classes)}
+            'd2o_bf16':replace(scaled(d2o, .5), precision='bf16'), 'd2o_reuse':replace(scaled(d2o, .5), losses=('reuse.ReusedFakes',)), **freezing_arms(d2o, lr_frozen), **discriminator_arms(d2o, lr_frozen, classes)}
     steps = pretrain.sample_steps
     many = {'teacher':'denoiser', 'teacher_half':'denoiser_half', 'teacher_quarter':'denoiser_quarter', 'teacher_cond':'denoiser_cond'}
     return Tier(name, denoisers=denoisers, arms=arms, samplers={**{k:(d,steps) for k,d in many.items()}, 'untuned':('denoiser',1)},

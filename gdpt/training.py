@@ -80,7 +80,7 @@ class Draw:
         *key,                       # seed, step, turn, shard
         device='cpu',               # where they are drawn
     ):
-        seed,self.shard = keyed_generator('draw', *key).initial_seed(),key[-1]
+        seed = keyed_generator('draw', *key).initial_seed()
         self.generator = torch.Generator(device).manual_seed(seed)
         torch.manual_seed(seed)                              # for layers that use the global generator, as dropout does
         self.how = dict(generator=self.generator, device=device)

@@ -57,7 +57,7 @@ def kept_bytes(objective, turn):
     return found
 
 
-MORE = [pytest.param(arm, changes, marks=pytest.mark.slow) for arm, changes in (('d2o_2step', {}), ('ctm_gan', {}), ('d2o_f_cond', {}), ('lora', {}), ('d2o_2step', dict(precision='bf16')))]
+MORE = [pytest.param(arm, changes, marks=pytest.mark.slow) for arm, changes in (('d2o_2step', {}), ('ctm_gan', {}), ('d2o_f_cond', {}), ('lora', {}), ('d2o_reuse', dict(dropout=.2)), ('d2o_2step', dict(precision='bf16')))]
 
 
 @pytest.mark.parametrize('arm, changes', [(None, dict(dropout=.2)), ('d2o', dict(dropout=.2)), *MORE])

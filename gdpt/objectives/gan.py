@@ -69,7 +69,7 @@ class GAN:
     terms = ('generator','discriminator','r1')      # losses that it knows
     def __init__(self,
         generator:Denoiser,      # with its starting weights
-        disc:nn.Module,          # called as `disc(images, class_labels)`; with `reuse_fakes`, one that has `frozen_features(images, class_labels)` also with the list which that returns; parameters that do not require gradients stay frozen
+        disc:nn.Module,          # called as `disc(images, class_labels)`; parameters that do not require gradients stay frozen
         config:FinetuneConfig,
         player:Player=None,      # the generator's, where it is shared with another objective
     ):
@@ -77,7 +77,6 @@ class GAN:
         disc.augment = make_augment(config.augment)             # a part of the discriminator: what it adapts is saved with it
         self.real,self.fake,self.fool = GAN_LOSSES[config.gan_loss]
         self.levels,self.helpers = generator_levels(config.sample_steps, sigma_max=config.sigma_max),frozen_parts(disc)
-        self.kept = {}                                          # shard -> its fakes of the generator's turn, where they are used again
         c = config.r1_every/(config.r1_every+1)
         self.players = {
             'generator':player or generator_player(generator, config),
@@ -102,26 +101,18 @@ class GAN:
         "The loss of one turn, one value per image (n,)"
         return {'generator':self.generator_loss, 'discriminator':self.discriminator_loss, 'r1':self.r1_loss}[name](batch, draw)
 
-    def seen(self, images, labels, draw)->torch.Tensor|list:
-        "Images as the discriminator is given them: augmented, where the config says so; where fakes are used again and it stands on frozen features, as those"
-        images = self.disc.augment(images, draw)
-        return self.disc.frozen_features(images, labels) if self.config.reuse_fakes and hasattr(self.disc, 'frozen_features') else images
+    def judge(self, images, labels, draw)->list:
+        "Logit maps of images as the discriminator sees them: augmented, where the config says so"
+        return self.disc(self.disc.augment(images, draw), labels)
 
-    def fakes(self, batch, draw)->torch.Tensor|list:
-        "Generated images as the discriminator is given them, without gradients: new ones, or those of the generator's turn"
-        if self.config.reuse_fakes: return self.kept.pop(draw.shard)
-        with torch.no_grad(): return self.seen(self.generate(batch, draw), batch.labels, draw)
-
-    def generator_loss(self, batch, draw):
-        fake = self.seen(self.generate(batch, draw), batch.labels, draw)
-        if self.config.reuse_fakes: self.kept[draw.shard] = [m.detach() for m in fake] if isinstance(fake, list) else fake.detach()
-        return per_image(self.disc(fake, batch.labels), self.fool)
+    def generator_loss(self, batch, draw): return per_image(self.judge(self.generate(batch, draw), batch.labels, draw), self.fool)
 
     def discriminator_loss(self, batch, draw):
-        fake,real = (self.disc(seen, batch.labels) for seen in (self.fakes(batch, draw), self.seen(batch.images, batch.labels, draw)))
+        with torch.no_grad(): fake = self.generate(batch, draw)
+        fake,real = self.judge(fake, batch.labels, draw),self.judge(batch.images, batch.labels, draw)
         self.disc.augment.observe(real)
         return per_image(fake, self.fake) + per_image(real, self.real)
 
     def r1_loss(self, batch, draw):
-        slope = r1_penalty(lambda x,y: self.disc(self.seen(x, y, draw), y), batch.images, batch.labels)
+        slope = r1_penalty(lambda x,y: self.judge(x, y, draw), batch.images, batch.labels)
         return self.config.r1_every*self.config.r1_gamma/2 * slope
