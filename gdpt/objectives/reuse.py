@@ -14,7 +14,7 @@ class ReusedFakes(GAN):
     "D2O and D2O-F with fakes that are used twice: the discriminator moves first, and the generator after it by the same fakes"
     def __init__(self, *args, **how):
         super().__init__(*args, **how)
-        if len(self.config.losses) > 1: raise ValueError(f"reuse.ReusedFakes has an order of turns of its own and stands alone: with {' and '.join(l for l in self.config.losses if l != 'reuse.ReusedFakes')}, take gan.GAN")
+        if len(self.config.losses) > 1: raise ValueError('reuse.ReusedFakes has an order of turns of its own and stands alone: beside other losses, take gan.GAN')
         self.kept = []                                           # fakes of the discriminator's turn with their graph, one entry per shard
 
     def turns(self, step:int)->list:
@@ -23,17 +23,19 @@ class ReusedFakes(GAN):
         generator,discriminator,*penalty = super().turns(step)
         return [discriminator, generator, *penalty]
 
-    def seen(self, images, labels, draw:Draw):
+    def seen(self, images, draw:Draw):
         "Images as the discriminator is given them: augmented, where the config says so; for a projected one its features of them"
         images = self.disc.augment(images, draw)
         return self.disc.frozen_features(images) if hasattr(self.disc, 'frozen_features') else images
 
     def discriminator_loss(self, batch:Batch, draw:Draw):
-        with asking_for_gradients(self.players['generator']): fake = self.seen(self.generate(batch, draw), batch.labels, draw)
+        with asking_for_gradients(self.players['generator']): fake = self.seen(self.generate(batch, draw), draw)
         self.kept.append(fake)
         fake = [m.detach() for m in fake] if isinstance(fake, list) else fake.detach()
-        fake,real = (self.disc(x, batch.labels) for x in (fake, self.seen(batch.images, batch.labels, draw)))
+        fake,real = (self.disc(x, batch.labels) for x in (fake, self.seen(batch.images, draw)))
         self.disc.augment.observe(real)
         return per_image(fake, self.fake) + per_image(real, self.real)
 
-    def generator_loss(self, batch:Batch, draw:Draw): return per_image(self.disc(self.kept.pop(0), batch.labels), self.fool)
+    def generator_loss(self, batch:Batch, draw:Draw):
+        if not self.kept: raise RuntimeError("no fakes are kept: the discriminator's loss comes first, and its fakes serve once")
+        return per_image(self.disc(self.kept.pop(0), batch.labels), self.fool)
