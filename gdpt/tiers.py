@@ -370,14 +370,15 @@ PAPER = {t.name:t for t in (
 def shrink(tier:Tier)->Tier:
     "The same tier with a network, budgets and samples too small to mean anything: does every line run?"
     name = 'smoke' if tier.name == 'tiny' else f'{tier.name}-smoke'
+    samples,levels = (64,2) if tier.spaces else (256,3)      # larger networks, of which each call costs more
     short = dict(tier=name, images=128, batch_size=32, shard_size=16)
     little = lambda c,**more: widened(replace(c, **more), model_channels=min(c.net.model_channels//2, 64 if c.net.arch == 'adm' else 16), num_blocks=1)     # ADM's attention has heads of 64 channels
     looks = lambda a: dict(backbones=('test_efficientnet','test_vit')[:len(a.backbones)], disc_resolution=min(a.disc_resolution, 128))
     tuned = lambda a: little(a, **short, **looks(a), snapshots=(64,), images_before=128 if a.images_before else 0, levels=min(a.levels, 8), precision='fp32')
-    before = lambda d: little(d, tier=name, sample_steps=3) if isinstance(d, PublishedConfig) else little(d, **short, warmup_images=64, sample_steps=3)
-    return replace(tier, name=name, eval_samples=256, eval_blocks=min(tier.eval_blocks, 2), spaces=('cells','contrasts')[:len(tier.spaces)], floor_repeats=2, seeds=tier.seeds[:2], more_seeds=tier.more_seeds[:2], results=f'data/{name}/RESULTS.md',
+    before = lambda d: little(d, tier=name, sample_steps=levels) if isinstance(d, PublishedConfig) else little(d, **short, warmup_images=64, sample_steps=levels)
+    return replace(tier, name=name, eval_samples=samples, eval_blocks=min(tier.eval_blocks, 2), spaces=('cells','contrasts')[:len(tier.spaces)], floor_repeats=2, seeds=tier.seeds[:2], more_seeds=tier.more_seeds[:2], results=f'data/{name}/RESULTS.md',
         claims='none: a smoke run', denoisers={k:before(d) for k,d in tier.denoisers.items()},
-        samplers={k:(d,min(n, 3)) for k,(d,n) in tier.samplers.items()},
+        samplers={k:(d,min(n, levels)) for k,(d,n) in tier.samplers.items()},
         arms={k:tuned(a) for k,a in tier.arms.items()}, judges=tuple(replace(j, epochs=1, width=8) for j in tier.judges))
 
 # %% ../nbs/00_tiers.ipynb #c039

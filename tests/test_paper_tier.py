@@ -62,7 +62,7 @@ def test_from_checkpoint_to_table(tmp_path, monkeypatch):
     run_study(tmp_path/'nbs'/'studies'/'d2o.ipynb', tmp_path/'d2o.ipynb', tier=tier.name, arms=['teacher', 'd2o_f'], seeds=[0])
     with open(next((tmp_path/'data'/'runs'/tier.name/'rows').glob('*d2o_f*.csv')), newline='') as f: rows = list(csv.DictReader(f))
     names = {r['metric'] for r in rows}
-    assert {'fd_cells256', 'kid_cells256', 'precision_cells256', 'recall_cells256', 'fd_contrasts256'} == {m for m in names if not m.endswith('_min')} and 'fd_cells256_min' in names
+    assert {'fd_cells64', 'kid_cells64', 'precision_cells64', 'recall_cells64', 'fd_contrasts64'} == {m for m in names if not m.endswith('_min')} and 'fd_cells64_min' in names
     assert {r['nimg'] for r in rows} == {'64', '128'} and all(float(r['evaluations']) > 0 for r in rows)
     assert main(['results', '--tier', tier.name]) == 0
     assert '| d2o_f |' in (tmp_path/tier.results).read_text()
