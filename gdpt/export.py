@@ -26,7 +26,7 @@ from .denoiser import Denoiser
 from .engine import precision
 from .published import DiffusersNet, scheduler_scalings, sha256_of
 from .runs import measured_by, tier_floors, tier_judges
-from .sampling import BLOCK, SAMPLERS, latents, nfe, sample_labels
+from .sampling import SAMPLERS, network_calls, nfe
 from .tiers import NetConfig, PublishedConfig, config_to_dict, get_tier, read_config
 from .training import done, threads_and_rng
 from .unet import FourierEmbedding, make_net
@@ -179,14 +179,13 @@ class Starts:
             class_labels = table[torch.randint(len(table), (n,), generator=generator, device=device).cpu()]
         return z, None if class_labels is None else chosen_labels(class_labels, n, classes)
 
-    def by_seed(self, n, class_labels, seed):
-        "Latents and labels of an evaluation, in whole blocks"
+    def by_seed(self, n, class_labels, seed, device):
+        "Latents and labels of an evaluation on that device, by network calls"
         classes = self.denoiser.label_dim
         given = None if class_labels is None else chosen_labels(class_labels, n, classes)
-        for start in range(0, n, BLOCK):
-            labels = sample_labels(BLOCK, self.labels, seed, start) if classes else None
-            if given is not None: labels[:len(given[start:start+BLOCK])] = given[start:start+BLOCK]
-            yield latents(BLOCK, self.shape, seed, start), labels
+        for start,z,labels in network_calls(self.shape, range(n), seed, self.labels if classes else None, device):
+            if given is not None: labels[:len(given[start:start+len(z)])] = given[start:start+len(z)]
+            yield z, labels
 
 # %% ../nbs/11a_export.ipynb #c024
 class BringsCode:
@@ -225,14 +224,14 @@ class SamplingPipeline(Starts, BringsCode):
         generator=None,              # `torch.Generator` of latents and labels
         num_inference_steps=None,    # calls of a generator, noise levels of a denoiser; None: the run's own
         output_type:str='pil',       # one of `OUTPUTS`
-        seed:int=None,               # draw the images of `gdpt sample --seed`, bit by bit, in whole blocks
+        seed:int=None,               # draw the images of `gdpt sample --seed`, bit by bit
         latents:torch.Tensor=None,   # unit normal, (n,c,h,w)
         return_dict:bool=True,
     ):
         "Draw images"
         from diffusers import ImagePipelineOutput
         self.check(batch_size, generator, num_inference_steps, output_type, seed, latents)
-        parts = self.by_seed(batch_size, class_labels, seed) if seed is not None else [self.by_generator(batch_size, class_labels, generator, latents)]
+        parts = self.by_seed(batch_size, class_labels, seed, self._execution_device) if seed is not None else [self.by_generator(batch_size, class_labels, generator, latents)]
         x = self.sampled(parts, num_inference_steps or self.config.num_steps, exact=seed is not None)[:batch_size]
         self.maybe_free_model_hooks()
         images = as_output(x, output_type)
@@ -242,13 +241,13 @@ class SamplingPipeline(Starts, BringsCode):
         "Images in network units, for each pair of latents and labels"
         sample,levels = SAMPLERS[self.config.sampler]
         denoiser,sigmas,device,images = self.denoiser,levels(num_steps, sigma_max=self.config.sigma_max),self._execution_device,[]
-        with threads_and_rng(self.config.threads) if exact else nullcontext(), precision('fp32') if exact else nullcontext():
-            for z,labels in parts:
-                with self.progress_bar(total=nfe(num_steps, self.config.sampler)) as bar:
-                    def call(*a):
-                        bar.update()
-                        return denoiser(*a)
-                    images.append(sample(call, z.to(device), sigmas, None if labels is None else labels.to(device)))
+        parts = list(parts)
+        with threads_and_rng(self.config.threads) if exact else nullcontext(), precision('fp32') if exact else nullcontext(), \
+             self.progress_bar(total=len(parts)*nfe(num_steps, self.config.sampler)) as bar:
+            def call(*a):
+                bar.update()
+                return denoiser(*a)
+            for z,labels in parts: images.append(sample(call, z.to(device), sigmas, None if labels is None else labels.to(device)))
         return torch.cat(images)
 
 # %% ../nbs/11a_export.ipynb #c027

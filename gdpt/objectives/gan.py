@@ -109,7 +109,10 @@ class GAN:
 
     def discriminator_loss(self, batch, draw):
         with torch.no_grad(): fake = self.generate(batch, draw)
-        fake,real = self.judge(fake, batch.labels, draw),self.judge(batch.images, batch.labels, draw)
+        return self.told_apart(self.judge(fake, batch.labels, draw), self.judge(batch.images, batch.labels, draw))
+
+    def told_apart(self, fake:list, real:list)->torch.Tensor:
+        "What its logits cost the discriminator, per image (n,)"
         self.disc.augment.observe(real)
         return per_image(fake, self.fake) + per_image(real, self.real)
 

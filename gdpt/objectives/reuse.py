@@ -32,9 +32,7 @@ class ReusedFakes(GAN):
         with asking_for_gradients(self.players['generator']): fake = self.seen(self.generate(batch, draw), draw)
         self.kept.append(fake)
         fake = [m.detach() for m in fake] if isinstance(fake, list) else fake.detach()
-        fake,real = (self.disc(x, batch.labels) for x in (fake, self.seen(batch.images, draw)))
-        self.disc.augment.observe(real)
-        return per_image(fake, self.fake) + per_image(real, self.real)
+        return self.told_apart(self.disc(fake, batch.labels), self.disc(self.seen(batch.images, draw), batch.labels))
 
     def generator_loss(self, batch:Batch, draw:Draw):
         if not self.kept: raise RuntimeError("no fakes are kept: the discriminator's loss comes first, and its fakes serve once")
