@@ -3,6 +3,7 @@
 import json, os, sys, time
 from pathlib import Path
 from gdpt.data import project_root
+from gdpt.runs import missing_files
 from gdpt.studies import jobs
 from gdpt.tiers import get_tier
 
@@ -22,7 +23,8 @@ sentinel = lambda name: f"{RUNS}/done/{name}"
 
 localrules: all, results                     # never a cluster's
 
-onstart:                                     # RESULTS.md says how long it took
+onstart:                                     # before hours go by: what cannot be made here. And RESULTS.md says how long it took
+    if lacking := missing_files(TIER): sys.exit("\n  ".join([f"make reproduce: tier {TIER.name!r} misses", *lacking]))
     Path(RUNS).mkdir(parents=True, exist_ok=True)
     Path(RUNS, "started").touch()
 

@@ -94,7 +94,7 @@ class FinetuneConfig:
     backbones:tuple[str,...]=('vgg16_bn','tf_efficientnet_lite0') # ImageNet networks of a projected discriminator, by timm's names
     backbones_checksum:str=''      # of their weights; filled in by the run
     disc_resolution:int=224        # to which it enlarges images, pixels
-    disc_precision:Literal['fp32','bf16']='fp32' # of those networks
+    disc_precision:Literal['fp32','bf16']='fp32' # of a projected discriminator: 'fp32': of all of it, whatever `precision` says; 'bf16': of its feature networks and mixing at least
     augment:Literal['none','diffaugment','ada']='none' # of what the discriminator sees, real and generated
     disc_sigma:float=.2            # noise level told to a frozen encoder (of a discriminator or a distance)
     gan_loss:Literal['non_saturating','hinge']='non_saturating'
@@ -318,7 +318,7 @@ _tiny = make_tier('tiny', PretrainConfig(), FinetuneConfig(snapshots=(5_000, 10_
     claims="scikit-learn's digits at 8x8: claims are decided at this scale only")
 
 # %% ../nbs/00_tiers.ipynb #c032
-_net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=2, attn_resolutions=(16,), channel_mult_emb=4)
+_net32 = NetConfig(resolution=32, channels=3, model_channels=64, channel_mult=(2,2,2), num_blocks=4, attn_resolutions=(16,), channel_mult_emb=4)
 _cifar = dict(data='cifar10', ema_halflife_kimg=500.)
 _small = make_tier('small', PretrainConfig(net=replace(_net32, dropout=.1), **_cifar, images=20_000_000, batch_size=512, shard_size=512, warmup_images=1_000_000),
     FinetuneConfig(net=_net32, **_cifar, images=2_000_000, batch_size=256, disc_channels=128, snapshots=(200_000, 500_000, 1_000_000, 2_000_000)),

@@ -6,8 +6,8 @@
 __all__ = ['TRAINING_ROOMS', 'LOG_STEPS', 'SAVE_SECONDS', 'PATIENCE', 'Player', 'Batch', 'Turn', 'Objective', 'Draw', 'ema_beta',
            'averaged', 'update_ema', 'Meter', 'asking_for_gradients', 'backward', 'exchange', 'Learner',
            'recompute_blocks', 'modules_of', 'learner_state', 'restore_learner', 'watched', 'Progress', 'fingerprint',
-           'rooms_of', 'record', 'cpu_name', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng', 'DivergedError',
-           'check_finite', 'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
+           'rooms_of', 'record', 'cpu_name', 'pause', 'Log', 'hold_lock', 'done', 'train', 'threads_and_rng',
+           'DivergedError', 'check_finite', 'mean_losses', 'resume', 'finish', 'write_done', 'cost_at']
 
 # %% ../nbs/07_training.ipynb #c002
 import csv, json, os, platform, resource, sys, time
@@ -360,7 +360,13 @@ def cpu_name()->str:
 
 # %% ../nbs/07_training.ipynb #c044
 LOG_STEPS = 25       # steps between two rows of the log
-SAVE_SECONDS = 20.   # time between two saved states
+SAVE_SECONDS = 20.   # least time between two saved states
+
+def pause(
+    took:float,   # seconds that the last one took
+)->float:         # seconds
+    "Time between two saved states: where one takes longer than a second, so much longer that a twentieth of the time goes into them at most"
+    return SAVE_SECONDS*max(1., took)
 
 @dataclass
 class Log:
@@ -483,7 +489,7 @@ def finish(
         log.rewind(learner.nimg)
         trackers.start(log.path)
     sums,t0 = {},time.monotonic()
-    saved,bar = t0,Progress(name, total*batch_size, learner.nimg) if leads else None
+    saved,took,bar = t0,0.,Progress(name, total*batch_size, learner.nimg) if leads else None
     elapsed = lambda: round(meta['seconds'] + time.monotonic()-t0, 2)
     while learner.step < total:
         idx = batch_indices(len(data.images), config.seed, learner.step, batch_size)
@@ -498,10 +504,12 @@ def finish(
         log.add(row := {'nimg':learner.nimg, 'seconds':elapsed(), 'evaluations':round(learner.meter.evaluations, 1), 'skipped':skipped, **columns, **means})
         trackers.add(row)
         bar.update(learner.nimg, **means)
-        if time.monotonic()-saved > SAVE_SECONDS or learner.step == total:
+        if time.monotonic()-saved > pause(took) or learner.step == total:
+            begun = time.monotonic()
             save_tensors(folder/'state.safetensors', learner_state(learner), step=learner.step, seconds=elapsed(), work=learner.meter.work, flops=learner.meter.flops,
                          skipped={k:n.item() for k,n in learner.skipped.items()}, code=meta['code'])
             saved = time.monotonic()
+            took = saved-begun
     if not leads: return
     bar.close()
     write_done(learner, folder, elapsed(), meta['code'])

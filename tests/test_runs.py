@@ -1,10 +1,15 @@
 "Whole runs, from outside: what freezing moves, what an evaluation depends on, what bad input is told"
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from conftest import ROOT
 from gdpt.__main__ import main
 from gdpt.checkpoints import file_checksum, find_snapshot, load_denoiser, load_tensors
 from gdpt.data import load_images
@@ -15,7 +20,7 @@ from gdpt.runs import finetune, new_denoiser, pretrain, samples_of
 from gdpt.sampling import BLOCK, heun, latents, nfe, noise_levels
 from gdpt.tiers import get_tier, read_config
 from gdpt.training import Learner, done
-from gdpt.unet import frozen_names
+from gdpt.unet import frozen_names, make_net
 
 SMOKE = get_tier('smoke')
 
@@ -186,3 +191,21 @@ def test_misused_objectives(capsys, tmp_path, denoiser):
     capsys.readouterr()
     assert 'has another network' in one_line(capsys, *line, '--teacher', narrow, '--arm', 'pd_4')
     assert not (tmp_path/'x').exists() or not any(p.name[0] != '.' for p in (tmp_path/'x').iterdir())   # nothing was claimed by a mistake
+
+
+def test_small_network_has_its_size():
+    "EDM's DDPM++ with half its channels, some 14 million parameters: what the tier is announced with"
+    with torch.device('meta'): net = make_net(get_tier('small').pretrain.net)
+    assert sum(p.numel() for p in net.parameters()) == 13_956_355
+
+
+def test_reproduce_names_every_missing_file(tmp_path):
+    "... at once, before the first job"
+    for name in ('nbs/studies', 'profiles', 'gdpt'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('settings.ini', 'Snakefile', 'data/reported.csv'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT/name, tmp_path/name)
+    asked = subprocess.run([sys.executable, '-m', 'snakemake', '--cores', '2', '--nolock', '--config', 'tier=paper', 'study=headline'], cwd=tmp_path, text=True,
+                           capture_output=True, env={**os.environ, 'PYTHONPATH':str(tmp_path), 'GDPT_ROOT':str(tmp_path)})
+    assert asked.returncode and not (tmp_path/'data'/'runs').exists()
+    for name in ('cifar10', 'edm-cifar10-32x32-uncond-ve.pkl', 'edm-cifar10-32x32-cond-ve.pkl', 'ViT-B-32.pt', 'dinov2_vitl14_pretrain.pth'): assert f'{name}: ' in asked.stderr
