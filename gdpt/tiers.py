@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['Freeze', 'KINDS', 'PAPER', 'TIERS', 'NetConfig', 'PretrainConfig', 'FinetuneConfig', 'PublishedConfig',
-           'config_to_dict', 'config_from_dict', 'config_id', 'said', 'read_config', 'JudgeConfig', 'Tier', 'scaled',
-           'widened', 'often', 'headline_arms', 'step_arms', 'distillation_arms', 'freezing_arms', 'discriminator_arms',
-           'make_tier', 'published', 'paper_tier', 'shrink', 'get_tier', 'optional']
+           'config_to_dict', 'config_from_dict', 'typed', 'config_id', 'said', 'read_config', 'JudgeConfig', 'Tier',
+           'scaled', 'widened', 'often', 'headline_arms', 'step_arms', 'distillation_arms', 'freezing_arms',
+           'discriminator_arms', 'make_tier', 'published', 'paper_tier', 'shrink', 'get_tier', 'optional']
 
 # %% ../nbs/00_tiers.ipynb #c003
 import hashlib, json, os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_origin
 
 # %% ../nbs/00_tiers.ipynb #c005
 @dataclass(frozen=True)
@@ -148,14 +148,25 @@ def config_to_dict(
 def config_from_dict(
     d:dict,   # what `config_to_dict` returned
 ):            # the config it came from
-    "The inverse of `config_to_dict`; refuses fields it does not know"
+    "The inverse of `config_to_dict`; refuses fields it does not know, and values of another type than theirs"
+    if not isinstance(d, dict): raise ValueError(f'a config is a table of fields, got {d!r:.80}')
     d = dict(d)
     kind = d.pop('kind', None)
     if kind not in KINDS: raise ValueError(f"config of kind {kind!r}: expected one of {', '.join(KINDS)}")
     unknown = set(d) - {f.name for f in fields(KINDS[kind])}
     if unknown: raise ValueError(f"config has unknown fields {sorted(unknown)}: was it written by another version of gdpt?")
     tuples = lambda o: {k:tuple(v) if isinstance(v, list) else v for k,v in o.items()}
-    return KINDS[kind](**{**tuples(d), 'net':NetConfig(**tuples(d['net']))})
+    if not isinstance(d.get('net'), dict): raise ValueError(f"net is {d.get('net')!r:.80}: expected a table of fields")
+    return typed(KINDS[kind](**{**tuples(d), 'net':typed(NetConfig(**tuples(d['net'])))}))
+
+def typed(config):
+    "The same config, if every plain value is of its field's type"
+    def fits(value, kind): return isinstance(value, (int,float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    for f in fields(config):
+        value,(kind,*rest) = getattr(config, f.name),(get_origin(f.type) or f.type, *get_args(f.type))
+        if kind not in (int,float,str,bool,tuple): continue
+        if not fits(value, kind) or kind is tuple and not all(fits(v, rest[0]) for v in value): raise ValueError(f'{f.name} is {value!r:.80}: expected {kind.__name__}' + (f' of {rest[0].__name__}' if rest else ''))
+    return config
 
 # %% ../nbs/00_tiers.ipynb #c016
 def config_id(
