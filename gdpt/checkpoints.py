@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .denoiser import Denoiser
-from .published import build_net, fetch, is_diffusers, is_remote, open_diffusers, open_file, sha256_of
-from .tiers import PublishedConfig, config_to_dict, read_config
+from .published import build_net, check_net, fetch, is_diffusers, is_remote, open_diffusers, open_file, sha256_of
+from .tiers import TIERS, PublishedConfig, config_to_dict, read_config
 
 # %% ../nbs/05_checkpoints.ipynb #c005
 @contextmanager
@@ -54,7 +54,7 @@ def load_tensors(
     try:
         with safe_open(path, 'pt') as f: meta = json.loads((f.metadata() or {}).get('meta', '{}'))
         return load_file(path), meta
-    except (SafetensorError, ValueError) as e: raise ValueError(f'{path} is damaged or no safetensors file ({e}): put back a whole copy or remove it') from None
+    except (SafetensorError, ValueError, RecursionError) as e: raise ValueError(f'{path} is damaged or no safetensors file ({e}): put back a whole copy or remove it') from None
 
 # %% ../nbs/05_checkpoints.ipynb #c013
 def flat(
@@ -117,16 +117,19 @@ def open_run(
 )->Denoiser:          # its averaged weights
     "Open a run"
     config = read_config(folder)
-    net = build_net(config.net)
     weights,_ = load_tensors(find_snapshot(folder, images))
-    try: net.load_state_dict(weights)
-    except RuntimeError: raise ValueError(f'the weights in {folder} do not fit its config.json: was one of them replaced?') from None
-    return Denoiser(net, config.sigma_data, config.net.label_dim, getattr(config, 'precond', 'edm')).eval().requires_grad_(False)
+    try:
+        check_net(config.net, weights)
+        net = build_net(config.net)
+        net.load_state_dict(weights)
+        return Denoiser(net, config.sigma_data, config.net.label_dim, getattr(config, 'precond', 'edm')).eval().requires_grad_(False)
+    except ValueError as e: raise ValueError(f'{folder} is not opened: {" ".join(str(e).split())[:450]}') from None
+    except Exception as e: raise ValueError(f'the weights in {folder} do not fit its config.json ({type(e).__name__}): was one of them replaced?') from None     # what a config says may be of any type, and fail anywhere in building
 
 def load_denoiser(
     source,           # a run folder; a folder of diffusers; a file (.pkl, .pt, .safetensors); 'https://...' or 'hf://owner/name[/file]'
     images:int=None,  # of a run: images seen; None: the last snapshot
-    sha256:str=None,  # of what is fetched, without which nothing is; of a file, to be checked
+    sha256:str=None,  # of what is fetched, without which nothing is (of a folder: of its weights alone, `gdpt.published.fetch`); of a file, to be checked
     **options,        # of a file: `entry`, `precond`, `sigma_data` (`gdpt.published.denoiser_of`); of a folder of diffusers: `scheduler`
 )->Denoiser:          # in evaluation mode, called as `d(x, sigma, class_labels=None)`
     "Open a denoiser or a generator, ours or published, without executing anything that it holds"
@@ -140,7 +143,7 @@ def load_denoiser(
     if images is not None and kind != 'run': raise ValueError(f'{source} is no run of ours: it has no snapshot after {images} images')
     return open_run(path, images) if kind == 'run' else (open_file if kind == 'file' else open_diffusers)(path, **options)
 
-# %% ../nbs/05_checkpoints.ipynb #c024
+# %% ../nbs/05_checkpoints.ipynb #c026
 def weights_file(path:Path)->Path:
     "A file of published weights, or that of a folder of diffusers"
     return next((p for p in (path/'unet'/'diffusion_pytorch_model.safetensors', path/'diffusion_pytorch_model.safetensors') if p.is_file()), path)
@@ -148,7 +151,7 @@ def weights_file(path:Path)->Path:
 def convert(
     source,                   # a file of published weights, a folder of diffusers, or where to fetch it (`load_denoiser`)
     out,                      # folder to be written
-    sha256:str=None,          # of the file
+    sha256:str=None,          # of the file; of a folder of the hub, of its weights alone (`gdpt.published.fetch`)
     sample_steps:int=None,    # noise levels of the sampler; None: 18, and 1 call of a generator (precond 'consistency')
     images:int=0,             # training images that it has seen, where that is known
     data:str='',              # images that it is compared with and tuned on
@@ -156,6 +159,9 @@ def convert(
     **options,                # of `load_denoiser`
 )->Path:                      # the folder
     "Published weights in our format"
+    if tier not in TIERS: raise ValueError(f"unknown tier {tier!r}: expected one of {', '.join(TIERS)}")
+    if sample_steps is not None and not (type(sample_steps) is int and sample_steps > 0): raise ValueError(f'sample_steps must be a whole number, 1 or more, got {sample_steps!r}')
+    if not (type(images) is int and images >= 0): raise ValueError(f'images must be a whole number, 0 or more, got {images!r}')
     d = load_denoiser(source, sha256=sha256, **options)
     path = fetch(source, sha256) if is_remote(source) else Path(source)
     if (path/'config.json').exists() and not is_diffusers(path): raise ValueError(f'{source} is a run: it is opened as it is')
@@ -167,7 +173,7 @@ def convert(
     write_text(folder/'DONE', json.dumps(dict(nimg=images, seconds=0., evaluations=0., frozen_fraction={}, source=config.source, source_sha256=config.source_sha256), indent=1))
     return folder
 
-# %% ../nbs/05_checkpoints.ipynb #c027
+# %% ../nbs/05_checkpoints.ipynb #c029
 def file_checksum(path)->str:
     "First 16 hexadecimal digits of a file's SHA-256"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16]

@@ -22,7 +22,7 @@ def edm_scalings(
     sigma_data:float=0.5,  # std of the training images, same units
 )->tuple: # `c_skip`, `c_out`, `c_in`, `c_noise`, each shaped like `sigma`
     "EDM preconditioning coefficients (Karras et al. 2022, Table 1)"
-    if sigma_data <= 0: raise ValueError(f'sigma_data must be positive, got {sigma_data}')
+    if not sigma_data > 0: raise ValueError(f'sigma_data must be positive, got {sigma_data}')
     total = sigma**2 + sigma_data**2
     return sigma_data**2/total, sigma*sigma_data/total.sqrt(), 1/total.sqrt(), sigma.log()/4
 
@@ -91,9 +91,13 @@ class Denoiser(nn.Module):
         precond:str|Callable='edm', # one of `PRECONDS`, or a function like them
     ):
         super().__init__()
-        if isinstance(precond, str) and precond not in PRECONDS: raise ValueError(f"unknown preconditioning {precond!r}: expected one of {', '.join(PRECONDS)}")
+        if not (precond in PRECONDS if isinstance(precond, str) else callable(precond)): raise ValueError(f"unknown preconditioning {precond!r}: expected one of {', '.join(PRECONDS)}")
+        try: std = float(sigma_data)
+        except OverflowError: std = math.inf                            # an integer beyond every float
+        except (TypeError, ValueError): raise ValueError(f'sigma_data must be a number, got {str(sigma_data)[:40]!r}') from None
+        if not 1e-9 < std < 1e9: raise ValueError(f'sigma_data must lie between 1e-9 and 1e9, so that its square is a number too: got {std:g}')
         self.precond,self.scalings = precond,PRECONDS[precond] if isinstance(precond, str) else precond
-        self.net,self.sigma_data,self.label_dim = net,float(sigma_data),label_dim
+        self.net,self.sigma_data,self.label_dim = net,std,label_dim
         self.two_levels = getattr(getattr(net, 'cfg', None), 'target_level', False)
 
     def one_hot(self, class_labels, n):

@@ -468,10 +468,62 @@ def zipped(entries, how=zipfile.ZIP_STORED):
     return out.getvalue()
 
 
-def refused(path, seconds=20):
+def plain_weights(): return dict(make_net(NetConfig(channels=3, model_channels=16)).state_dict())
+
+
+def unlikely():
+    "Checkpoints that are well formed as files, and in which one thing is not what it should be"
+    weights, last = plain_weights(), 'dec.8x8_aux_conv'
+    for part in 'weight', 'bias': yield f'0-d {part}', {**weights, f'{last}.{part}': torch.tensor(1.)}
+    yield '4999 blocks over 12 levels', {'enc.2048x2048_conv.weight': weights['enc.8x8_conv.weight'], **weights, **{f'enc.{2048 >> i}x{2048 >> i}_block0.conv1.weight': torch.ones(16, 16, 3, 3) for i in range(12)},
+                                         **{f'enc.2048x2048_block{i}.conv1.weight': weights['enc.8x8_conv.bias'] for i in range(1, 4999)}}
+    yield 'shared numbers', {**weights, 'map_layer1.bias': weights['map_layer0.bias']}
+    yield 'whole numbers', {k: t.long() for k, t in weights.items()}
+    yield 'names over lines', {f'{p}\n{k}': t for p in 'ab' for k, t in weights.items()}
+
+
+@pytest.mark.parametrize('form', ['pt', 'pkl'])
+def test_unlikely_checkpoints_are_refused(form, tmp_path):
+    path = tmp_path/f'unlikely.{form}'
+    for name, weights in unlikely():
+        if form == 'pt': torch.save({'ema': weights}, path)
+        else: path.write_bytes(pickle.dumps({'ema': weights}))
+        try: refused(path, precond='edm')
+        except BaseException as e: raise AssertionError(f'{name}: {type(e).__name__}: {e}') from e
+
+
+WRITE = '''
+import math, pickle, sys, torch
+from training import networks as N
+made = dict(img_resolution=8, img_channels=3, model_channels=16, channel_mult=[2,2], channel_mult_emb=2, num_blocks=1, attn_resolutions=[4], embedding_type='positional')
+def write(name, cls=N.EDMPrecond, said={}, **state):
+    net = cls(**made)
+    net.__dict__.update(state)
+    net._init_kwargs.update(said)
+    with open(name + '.pkl', 'wb') as f: pickle.dump(dict(ema=net), f)
+write('fine')
+write('fine_vp', N.VPPrecond)
+write('tensor_argument', said=dict(channel_mult=torch.ones(2)))
+write('tensors_in_an_argument', said=dict(channel_mult=[torch.ones(2),torch.ones(2)]))
+for i,wrong in enumerate((torch.ones(2), torch.tensor(19.9), None, 'many')): write(f'beta_{i}', N.VPPrecond, beta_d=wrong)
+for i,wrong in enumerate((10**400, math.nan, math.inf, -.5, 0, torch.ones(2), torch.tensor(.5), 'half')): write(f'sigma_{i}', sigma_data=wrong)
+'''
+
+
+def test_objects_that_say_the_unlikely_are_refused(files, tmp_path):
+    (tmp_path/'write_unlikely.py').write_text(WRITE)
+    run(sys.executable, 'write_unlikely.py', cwd=tmp_path, path=files)
+    found = sorted(tmp_path.glob('*.pkl'))
+    assert len(found) == 16
+    for path in found:
+        if path.stem.startswith('fine'): load_denoiser(path)
+        else: refused(path)
+
+
+def refused(path, seconds=20, **options):
     "`load_denoiser` gives one line, as a ValueError, in time; anything else fails the test"
     start = time.process_time()
-    with pytest.raises(ValueError) as e: load_denoiser(path)
+    with pytest.raises(ValueError) as e: load_denoiser(path, **options)
     assert time.process_time() - start < seconds
     assert '\n' not in str(e.value) and len(str(e.value)) < 600 and path.name in str(e.value)
 
