@@ -44,9 +44,8 @@ def diff_color(images, draw):
 
 def diff_translation(images, draw):
     "Up to an eighth of the size"
-    reach = torch.tensor([s//8 for s in images.shape[2:]])[:,None]
-    dy,dx = (draw.rand(2, len(images))*(2*reach+1)).floor().long() - reach
-    return shift_zero(images, dy.to(images.device), dx.to(images.device))
+    dy,dx = ((u*(2*(size//8)+1)).floor().long() - size//8 for size,u in zip(images.shape[2:], draw.rand(2, len(images)).to(images.device)))
+    return shift_zero(images, dy, dx)
 
 def diff_cutout(images, draw):
     "A square of half the size"
@@ -163,8 +162,10 @@ class ADA(nn.Module):
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
         draw,                   # random numbers
     )->torch.Tensor:
-        moved = resample(images, moves(len(images), images.shape[-1], self.p, draw))
-        return recolor(moved, self.p, draw)
+        with torch.autocast(images.device.type, enabled=False):
+            x = images.to(torch.promote_types(images.dtype, torch.float32))
+            moved = resample(x, moves(len(x), x.shape[-1], self.p, draw))
+            return recolor(moved, self.p, draw).to(images.dtype)
 
     @torch.no_grad()
     def observe(self, logits:list):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'MAPS', 'WIDTHS', 'CLASS_CHANNELS', 'EMBEDDING', 'four_taps', 'weights_file', 'timm_model', 'open_backbone',
-           'tensors_checksum', 'backbones_checksum', 'fold_norms', 'folded', 'Backbone', 'Mixing', 'SpectralConv2d',
-           'Head', 'ProjectedDiscriminator', 'check_resolution']
+           'tensors_checksum', 'backbones_checksum', 'fold_norms', 'folded', 'at_least_fp32', 'Backbone', 'Mixing',
+           'SpectralConv2d', 'Head', 'ProjectedDiscriminator', 'check_resolution']
 
 # %% ../nbs/06a_projected.ipynb #c002
 import hashlib
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Literal
@@ -113,13 +114,15 @@ def folded(
     return fast if all((a-b).abs().max() <= 1e-5*a.abs().max() for a,b in zip(old, new)) else model
 
 # %% ../nbs/06a_projected.ipynb #c022
+def at_least_fp32(x): return x.to(torch.promote_types(x.dtype, torch.float32))
+
 class Backbone(nn.Module):
     "Four maps of a frozen network, finest first"
     def __init__(self,
         name:str,             # of a timm model
         weights:str='',       # '': the project's file or timm's download; a folder of safetensors files; 'random'
         resolution:int=224,   # to which images are enlarged, pixels
-        precision:str='fp32', # of the network: 'fp32' or 'bf16'
+        precision:str='fp32', # of the network, whatever surrounds it: 'fp32' or 'bf16'
     ):
         super().__init__()
         model,self.taps,self.channels,self.strides = open_backbone(name, weights, resolution)
@@ -135,7 +138,8 @@ class Backbone(nn.Module):
     def forward(self, images):
         x = F.interpolate(images*self.gain + self.shift, size=(self.resolution,)*2, mode='bilinear', align_corners=False)
         dtype = next(self.model.parameters()).dtype
-        return self.model.forward_intermediates(x.to(dtype, memory_format=torch.channels_last), indices=self.taps, stop_early=True, intermediates_only=True)
+        with nullcontext() if dtype == torch.bfloat16 else torch.autocast(x.device.type, enabled=False):
+            return self.model.forward_intermediates(x.to(dtype, memory_format=torch.channels_last), indices=self.taps, stop_early=True, intermediates_only=True)
 
 # %% ../nbs/06a_projected.ipynb #c025
 MIXED,MAPS = (64,128,256,512),(64,64,128,256)      # channels after mixing across channels, and after mixing across scales
@@ -215,8 +219,7 @@ class Head(nn.Module):
         x:torch.Tensor,       # a mixed map (n,c,h,w)
         class_labels=None,    # integers (n,), for a class-conditional head
     )->torch.Tensor:          # logit map (n,h,w)
-        logits = self.logit(self.blocks(x))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_fp32(self.logit(self.blocks(x)))
         if self.classes is None: return logits[:,0]
         if class_labels is None: raise ValueError('a class-conditional discriminator needs class_labels')
         return (self.project(self.classes(class_labels)).to(logits.dtype)[:,:,None,None]*logits).sum(1)/CLASS_CHANNELS**.5
@@ -229,7 +232,7 @@ class ProjectedDiscriminator(nn.Module):
         backbones:tuple=('vgg16_bn','tf_efficientnet_lite0'),   # names of timm models
         weights:str='',                                         # of the backbones: '': the project's files or timm's downloads; a folder of safetensors files; 'random'
         resolution:int=224,                                     # to which images are enlarged for the backbones, pixels
-        precision:Literal['fp32','bf16']='fp32',                # of backbones and mixing
+        precision:Literal['fp32','bf16']='fp32',                # 'fp32': of all of it, within autocast too; 'bf16': of backbones and mixing, and of the heads within autocast
     ):
         super().__init__()
         if net.channels not in (1,3): raise ValueError(f'feature networks see grey or RGB images, not {net.channels} channels')
@@ -253,10 +256,13 @@ class ProjectedDiscriminator(nn.Module):
         images:torch.Tensor,    # (n,c,h,w) in [-1,1]
     )->list:                    # mixed maps, four per backbone; gradients only if `images` asks for them
         "What the frozen part makes of images"
-        out,rounded = [],torch.is_autocast_enabled(images.device.type)
+        half = self.precision == 'bf16'
+        rounded = half and torch.is_autocast_enabled(images.device.type)
+        if not half: images = at_least_fp32(images)
+        out = []
         for backbone,mixing in zip(self.backbones, self.mixings):
             maps = backbone(images)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16' or rounded): out += mixing(maps)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=half): out += mixing(maps)
         return out if rounded else [m.to(images.dtype) for m in out]      # the heads would round them again
 
     def forward(self,
@@ -264,7 +270,9 @@ class ProjectedDiscriminator(nn.Module):
         class_labels=None,      # integers (n,), for a class-conditional discriminator
     )->list:                    # one logit map (n,h,w) per head
         "Logit maps of every head"
-        return [head(m, class_labels) for head,m in zip(self.heads, images if isinstance(images, list) else self.frozen_features(images))]
+        maps = images if isinstance(images, list) else self.frozen_features(images)
+        if self.precision == 'bf16': return [head(m, class_labels) for head,m in zip(self.heads, maps)]
+        with torch.autocast(maps[0].device.type, enabled=False): return [head(at_least_fp32(m), class_labels) for head,m in zip(self.heads, maps)]
 
 def check_resolution(name:str, strides:list, resolution:int):
     "Four maps that halve exactly, and at least one logit at the end"

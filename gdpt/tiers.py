@@ -94,7 +94,7 @@ class FinetuneConfig:
     backbones:tuple[str,...]=('vgg16_bn','tf_efficientnet_lite0') # ImageNet networks of a projected discriminator, by timm's names
     backbones_checksum:str=''      # of their weights; filled in by the run
     disc_resolution:int=224        # to which it enlarges images, pixels
-    disc_precision:Literal['fp32','bf16']='fp32' # of a projected discriminator: 'fp32': of all of it, whatever `precision` says; 'bf16': of its feature networks and mixing at least
+    disc_precision:Literal['fp32','bf16']='fp32' # of a projected discriminator: 'fp32': all of it, within bf16 too; 'bf16': its feature networks and mixing at least
     augment:Literal['none','diffaugment','ada']='none' # of what the discriminator sees, real and generated
     disc_sigma:float=.2            # noise level told to a frozen encoder (of a discriminator or a distance)
     gan_loss:Literal['non_saturating','hinge']='non_saturating'

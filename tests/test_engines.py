@@ -9,13 +9,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gdpt import projected
+from gdpt.augment import make_augment
 from gdpt.checkpoints import load_tensors
 from gdpt.runs import completed, make_objective, new_denoiser
 from gdpt.data import load_images
 from gdpt.objectives.denoising import Denoising
+from gdpt.projected import open_backbone
 from gdpt.tiers import get_tier
 from gdpt.training import Batch, Draw, asking_for_gradients, modules_of
 from processes import finish, team
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 RUN = '--tier smoke --images 480 --batch-size 16 --shard-size 4 --snapshots 64 --seed 3'      # 30 steps of four shards, two log intervals
 
@@ -75,11 +81,20 @@ class Elsewhere(Draw):
 TIER = get_tier('smoke')
 
 
-@pytest.mark.parametrize('arm', [None, 'd2o', 'd2o_2step', 'pd', 'cd_gan', 'ctm', 'rcd_gan', 'd2o_encoder', 'd2o_classifier', 'd2o_reuse', 'd2o_f_cond'])
-def test_losses_stay_on_their_device(arm, monkeypatch):
+PROJECTED = dict(discriminator='projected', backbones=('test_efficientnet', 'test_vit'), disc_resolution=160)
+ARMS = [None, 'd2o', 'd2o_2step', 'pd', 'cd_gan', 'ctm', 'rcd_gan', 'd2o_encoder', 'd2o_classifier', 'd2o_reuse', 'd2o_f_cond']
+CHANGED = {'diffaugment':('d2o', dict(augment='diffaugment')), 'ada':('d2o', dict(augment='ada')), 'projected':('d2o_f_cond', PROJECTED),
+           'projected_ada_reuse':('d2o_reuse', dict(PROJECTED, augment='ada'))}
+
+
+@pytest.mark.parametrize('arm, changes', [*(pytest.param(a, {}, id=str(a)) for a in ARMS), *(pytest.param(*v, id=k) for k, v in CHANGED.items())])
+def test_losses_stay_on_their_device(arm, changes, monkeypatch):
     monkeypatch.setattr(torch, 'autocast', lambda *a, **kw: nullcontext())       # knows no such device
+    if changes.get('discriminator') == 'projected':
+        pytest.importorskip('timm')
+        monkeypatch.setattr(projected, 'open_backbone', lambda name, weights, resolution: open_backbone(name, 'random', resolution))
     data = load_images('digits')
-    config = completed(TIER.pretrain if arm is None else TIER.arms[arm], data)
+    config = completed(replace(TIER.pretrain if arm is None else TIER.arms[arm], **changes), data)
     if arm is None: objective = Denoising(new_denoiser(config), config)
     else:
         if config.discriminator == 'classifier': config = replace(config, discriminator='random')   # judges are trained, which shapes without values cannot be
@@ -92,3 +107,31 @@ def test_losses_stay_on_their_device(arm, monkeypatch):
             loss = objective.loss(turn.loss, batch, Elsewhere())
             assert loss.shape == (8,) and loss.device.type == 'meta'
             loss.sum().backward()
+
+
+class Seen(TorchDispatchMode):
+    "Types of floating point that operations give"
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        self.dtypes |= {t.dtype for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        return out
+
+
+@pytest.mark.parametrize('name, p', [('diffaugment', None), ('ada', 0.), ('ada', .6)])
+def test_augmentations_are_float32_and_on_one_device(name, p):
+    "Under autocast the numbers of float32, and no operation in bfloat16, for which CUDA has no `inv`; fake tensors tell CUDA from a CPU where there is none"
+    augment, images = make_augment(name), torch.rand(6, 3, 32, 32)*2 - 1
+    if name == 'ada': augment.p.fill_(p)
+    whole = augment(images, Draw(0))
+    with torch.autocast('cpu', torch.bfloat16), Seen() as seen: within = augment(images, Draw(0))
+    torch.testing.assert_close(within, whole, rtol=0, atol=1e-6)
+    assert seen.dtypes == {torch.float32}
+    draw = Elsewhere()
+    draw.how = dict(device='cuda')
+    with FakeTensorMode():
+        with torch.device('cuda'): augment, images = make_augment(name), torch.empty(6, 3, 32, 32)
+        assert augment(images, draw).device.type == 'cuda'

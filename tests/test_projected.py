@@ -8,9 +8,10 @@ from gdpt.checkpoints import save_tensors
 from gdpt.data import load_images, to_float
 from gdpt.denoiser import Denoiser
 from gdpt.objectives.gan import GAN, GAN_LOSSES, per_image, r1_penalty
+from gdpt.objectives.reuse import ReusedFakes
 from gdpt.projected import ProjectedDiscriminator, open_backbone, weights_file
 from gdpt.tiers import NetConfig, get_tier
-from gdpt.training import Batch, Learner, learner_state, restore_learner
+from gdpt.training import Batch, Draw, Learner, learner_state, restore_learner
 from gdpt.unet import make_net
 from torch import nn
 from torch.nn import functional as F
@@ -140,6 +141,45 @@ def test_no_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv('GDPT_ROOT', str(tmp_path))
     with pytest.raises(ValueError, match="discriminator='encoder'") as e: open_backbone('test_vit')
     assert f'put them at {tmp_path}' in str(e.value) and '\n' not in str(e.value)
+
+
+WHOLE,HALF = {torch.float32},{torch.bfloat16}
+
+
+@pytest.mark.parametrize('precision, autocast, frozen, heads', [('fp32', False, WHOLE, WHOLE), ('fp32', True, WHOLE, WHOLE), ('bf16', False, HALF, WHOLE), ('bf16', True, HALF, HALF)])
+def test_precision_within_autocast(precision, autocast, frozen, heads):
+    "What each part computes in; fp32 has the numbers of a training without autocast, R1's among them, for images that come in bf16 too"
+    disc = ProjectedDiscriminator(RGB, SMALL, 'random', 160, precision=precision)
+    seen = {'backbones':set(), 'mixings':set(), 'heads':set()}
+    for part in seen:
+        for m in (m for top in getattr(disc, part) for m in top.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+            m.register_forward_hook(lambda m, args, out, part=part: seen[part].add(out.dtype))
+    images = (torch.rand(2, 3, 32, 32)*2 - 1).bfloat16().float()
+    outside = disc(images),[r1_penalty(disc, images)]
+    for s in seen.values(): s.clear()
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        features,within = disc.frozen_features(images),(disc(images),[r1_penalty(disc, images)])
+        assert {m.dtype for m in features} == (heads if precision == 'bf16' else WHOLE)
+        again,rounded = disc([m.detach() for m in features]),disc(images.bfloat16()) if precision == 'fp32' else within[0]
+    assert seen == {'backbones':frozen, 'mixings':frozen, 'heads':heads}
+    assert {l.dtype for l in within[0]} == WHOLE
+    for a,b,c in zip(within[0], again, rounded): assert a.equal(b) and a.equal(c)
+    if precision == 'fp32' or not autocast: assert all(a.equal(b) for two in zip(outside, within) for a,b in zip(*two))
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_fakes_used_twice_within_autocast(precision):
+    config = replace(get_tier('smoke').arms['d2o_reuse'], batch_size=2, shard_size=2, images=64, sigma_data=.75, precision='bf16', disc_precision=precision)
+    objective = ReusedFakes(Denoiser(make_net(config.net), .75), ProjectedDiscriminator(config.net, SMALL, 'random', 160, precision=precision), config)
+    one = Learner(objective, config)
+    batch = Batch(to_float(load_images('digits').images[:2]), None)
+    with torch.autocast('cpu', torch.bfloat16):
+        for name in 'discriminator', 'generator':
+            assert objective.loss(name, batch, Draw(0)).dtype == torch.float32
+            assert {m.dtype for kept in objective.kept for m in kept} == ({torch.float32 if precision == 'fp32' else torch.bfloat16} if objective.kept else set())
+    before = [p.clone() for p in objective.generator.parameters()]
+    one.advance(batch)
+    assert any(not p.equal(q) for p,q in zip(before, objective.generator.parameters()))
 
 
 def learner(disc_seed=0, augment='none'):

@@ -37,10 +37,11 @@ def r1_penalty(
 )->torch.Tensor:            # squared slope (n,), to be weighted by gamma/2
     "Squared gradient of the summed logits with respect to each real image (Mescheder et al. 2018, Equation 9)"
     images = images.detach().requires_grad_(True)
-    grad, = torch.autograd.grad(sum(l.sum() for l in disc(images, class_labels)), images, create_graph=True)
+    score = sum(l.sum() for l in disc(images, class_labels))
+    with torch.autocast(images.device.type, enabled=False): grad, = torch.autograd.grad(score, images, create_graph=True)   # each layer in its forward precision
     return grad.square().sum((1,2,3))
 
-# %% ../../nbs/objectives/01_gan.ipynb #c013
+# %% ../../nbs/objectives/01_gan.ipynb #c015
 def generator_player(
     generator:Denoiser,      # with its starting weights
     config:FinetuneConfig,
@@ -51,7 +52,7 @@ def generator_player(
     frozen = frozen_names(net, config.freeze) if config.freeze else set()
     return Player(net, trainable={k for k,_ in net.named_parameters()} - frozen, **how)
 
-# %% ../../nbs/objectives/01_gan.ipynb #c015
+# %% ../../nbs/objectives/01_gan.ipynb #c017
 def frozen_parts(
     net:nn.Module,
     name:str='discriminator',
@@ -62,7 +63,7 @@ def frozen_parts(
     children = [*net.named_children(), *((f'backbone{i}',b) for i,b in enumerate(getattr(net, 'backbones', ())))]
     return {k:m for n,c in children for k,m in frozen_parts(c, f'{name}.{n}').items()}
 
-# %% ../../nbs/objectives/01_gan.ipynb #c018
+# %% ../../nbs/objectives/01_gan.ipynb #c020
 class GAN:
     "D2O (`freeze=0`) and D2O-F (`freeze=1`): a generator of one call or a few by a GAN loss alone (PAPER.md sections 3, 4 and 5)"
     product = 'generator'

@@ -40,5 +40,5 @@ class Sum:
     def scales(self, losses:list)->list:
         "Factors that make the gradients of all losses at the last layer as long as the first one's"
         at = dict(self.players[self.product].net.named_parameters())[self.last]
-        norms = [torch.autograd.grad(l.mean(), at, retain_graph=True)[0].norm() for l in losses]
+        with torch.autocast(at.device.type, enabled=False): norms = [torch.autograd.grad(l.mean(), at, retain_graph=True)[0].norm() for l in losses]    # each layer in its forward precision
         return [(norms[0]/(g+1e-4)).clamp(max=1e4).detach() for g in norms]
