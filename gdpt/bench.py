@@ -32,6 +32,7 @@ class Case:
     precision:str='fp32'       # of the network
     compile:bool=False         # torch.compile for it
     num_steps:int=1            # noise levels, for 'sample'
+    sampler:str='heun'         # ... and whose, of `gdpt.sampling.SAMPLERS`: 'euler' for a generator of few calls
     features:str='fp32'        # precision of a projected discriminator's feature networks
     threads:int=0              # of the CPU; 0: as many as the tier's runs have
 
@@ -65,7 +66,7 @@ def other_step(case:Case, tier):
         return lambda: [j.features(pixels) for j in judges]
     d = new_denoiser(replace(tier.arms['d2o'], sigma_data=.5)).to(device).eval().requires_grad_(False)
     if case.compile: d.net.forward = torch.compile(d.net.forward)
-    sample,levels = SAMPLERS['euler' if case.num_steps == 1 else 'heun']
+    sample,levels = SAMPLERS[case.sampler]
     def step():
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.precision == 'bf16'): sample(d, images, levels(case.num_steps))
     return step

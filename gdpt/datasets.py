@@ -239,6 +239,7 @@ def prepare(
     workers:int=0,           # threads that decode; 0: one per core, at most 8
 )->Images:
     "Make a prepared set of a source, or go on with one that was cut off"
+    if Path(source).resolve() in Path(out).resolve().parents: raise ValueError(f'{out} lies inside its own source, {source}, which would then be another one: choose another --out')
     source,out,how = open_source(Path(source)),Path(out),spec.resize if spec else how
     labels = check_source(source, spec)
     stamp = json.dumps([source.stamp, None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()])

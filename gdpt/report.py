@@ -6,7 +6,8 @@
 __all__ = ['COLUMNS', 'floor_of', 'result_rows', 'rows_folder', 'save_rows', 'results_path', 'read_rows', 'collect', 'digits3',
            'mean_sd', 'markdown', 'metrics_of', 'over_images', 'over_metrics', 'crossing', 'images_to_reach',
            'committed_rows', 'differences', 'verdicts_path', 'verdict_table', 'in_words', 'save_note', 'read_runs',
-           'stale_runs', 'made_by', 'page_notes', 'verdict_section', 'speed_section', 'other_tables', 'write_results']
+           'stale_runs', 'made_by', 'page_notes', 'verdict_section', 'speed_section', 'bench_alone', 'other_tables',
+           'write_results']
 
 # %% ../nbs/12_report.ipynb #c002
 import io, json, math, subprocess
@@ -16,6 +17,7 @@ from .checkpoints import write_text
 from .data import project_root
 from .metrics import METRICS
 from .plots import metric_label
+from .sampling import nfe
 from .tiers import Tier, optional
 from .training import fingerprint
 
@@ -277,11 +279,18 @@ def speed_section(tier:Tier)->list:
     text = dict(batch=b.batch_size, precision=[p if f == 'fp32' else f'{p}, features {f}' for p,f in zip(b.precision, b.features)], compiled=b.compile.map({True:'yes', False:''}),
                 **{'images/s':b.images_per_s.map(digits3), 'ratio to fp32':b.ratio.map('{:.2f}'.format), 'memory, MiB':b.memory_mib.map('{:.0f}'.format),
                    'share of peak':b.share_of_peak.map(lambda v: '' if v != v else f'{v:.0%}')})
-    table = pd.DataFrame(text).set_index(pd.Index([f'{w}, {n} level{"s"*(n > 1)}' if w == 'sample' else w for w,n in zip(b.work, b.num_steps)], name='work'))
+    by = b.sampler if 'sampler' in b else ['heun']*len(b)                 # older tables know one sampler
+    table = pd.DataFrame(text).set_index(pd.Index([f'{w}, NFE {nfe(n, s)}' if w == 'sample' else w for w,n,s in zip(b.work, b.num_steps, by)], name='work'))
     return ['## Speed', f"Measured on {', '.join(b.device.unique())}, torch {', '.join(b.torch.unique())}, {', '.join(f'{t} threads' if t > 1 else '1 thread' for t in b.threads.unique())}. Ratio: by turns with the same "
             f"work in fp32 without compilation{' (d2o_reuse: with d2o)'*('d2o_reuse' in set(b.work))}. Share of the peak: of a large matrix product in that precision.", markdown(table)]
 
-# %% ../nbs/12_report.ipynb #c038
+# %% ../nbs/12_report.ipynb #c039
+def bench_alone(tier:Tier)->bool:
+    "Is the table of speeds all that there is of a tier?"
+    try: return not len(read_rows(tier))
+    except FileNotFoundError: return bool(speed_section(tier))
+
+# %% ../nbs/12_report.ipynb #c040
 def other_tables(
     tier:Tier,
     rows,          # DataFrame of rows
@@ -296,13 +305,18 @@ def write_results(
     minutes:float=None,    # that the reproduction took, where it is known
 )->Path:                   # the page
     "Write the page of a tier from its rows and runs"
-    rows,page = read_rows(tier),project_root()/tier.results
+    page = project_root()/tier.results
+    head = lambda by: [f'# Results of the tier `{tier.name}`', f'Written by `make {by} TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.']
+    if bench_alone(tier):
+        write_text(page, '\n\n'.join([*head('bench'), 'No study has run yet.', *speed_section(tier)]) + '\n')
+        return page
+    rows = read_rows(tier)
     runs,d2o = read_runs(tier, rows),rows[rows.study == 'd2o']
     arms = [a for a in (*tier.samplers, *tier.arms) if a in set(d2o.arm)]
     trained,floor_arms = [a for a in arms if a in tier.arms],[a for a in ('bootstrap','half') if a in set(rows.arm)]
     pictures = sorted(p for p in (project_root()/'figures'/tier.name).glob('*.png') if not p.name.startswith('.'))
     up,first = '../'*len(Path(tier.results).parent.parts),metrics_of(rows)[0]
-    write_text(page, '\n\n'.join([f'# Results of the tier `{tier.name}`', f'Written by `make reproduce TIER={tier.name}`. {tier.claims[:1].upper()}{tier.claims[1:]}.',
+    write_text(page, '\n\n'.join([*head('reproduce'),
         *verdict_section(tier),
         f'## Fréchet distance over real images seen\n\n{metric_label(first)}, {tier.eval_samples:,} samples against all images; mean ± standard deviation over seeds.',
         markdown(over_images(d2o, first, trained)) if len(d2o) else 'None has run.',

@@ -160,6 +160,18 @@ def test_named_sets_refuse_others(formats, tmp_path):
     with pytest.raises(ValueError, match='was prepared otherwise .source jpeg.parquet there, edm.zip here; stamp'): prepare(formats/'edm.zip', tmp_path/'honest')
 
 
+def test_out_inside_its_own_source(tmp_path, capsys):
+    "It would be one more image, and the next call would find another source"
+    from gdpt.__main__ import main
+    (tmp_path/'raw').mkdir()
+    for i in range(3): (tmp_path/'raw'/f'{i}.png').write_bytes(png(PIXELS[i]))
+    for out in tmp_path/'raw'/'done', tmp_path/'raw'/'a'/'b', tmp_path/'x'/'..'/'raw'/'done':
+        assert main(['data', str(tmp_path/'raw'), '--out', str(out)]) == 2
+        assert 'lies inside its own source' in capsys.readouterr().err
+    assert len([*(tmp_path/'raw').iterdir()]) == 3
+    for _ in range(2): assert main(['data', str(tmp_path/'raw'), '--out', str(tmp_path/'raw-done')]) == 0
+
+
 def jpeg(x):
     f = io.BytesIO()
     Image.fromarray(x.transpose(1, 2, 0)).save(f, 'jpeg')

@@ -121,6 +121,17 @@ def test_many_images_by_hand():
     assert compare(CELLS, found[0], found[1])['fd_cells'] == pytest.approx(0, abs=1e-6)
 
 
+def test_device_is_the_one_that_was_asked_for(monkeypatch):
+    "`GDPT_DEVICE=cpu` keeps the measures off a GPU that torch would have (here it only believes so, and to use it would fail)"
+    from gdpt.engine import team
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('GDPT_DEVICE', 'cpu')
+    team.cache_clear()
+    try: values, protocol = protocol_values(given(pictures(20, 6)), make_images('real', pictures(20, 7)), [CELLS], n=20, blocks=1)
+    finally: team.cache_clear()
+    assert protocol['device'] == 'cpu' and values['fd_cells20'] > 0
+
+
 def test_clip_by_hand(tmp_path):
     from torch_fidelity import calculate_metrics
     space = put(CLIP, tmp_path, clip_file())

@@ -179,7 +179,7 @@ def test_resume_is_exact(tmp_path, denoiser, arm, monkeypatch):
 def test_misused_objectives(capsys, tmp_path, denoiser):
     line = ['finetune', '--tier', 'smoke', '--denoiser', denoiser, '--out', tmp_path/'x']
     assert "unknown arm 'ctn'" in one_line(capsys, *line, '--arm', 'ctn')
-    assert 'num_steps must be at least 1, got 0' in one_line(capsys, *line, '--sample-steps', '0')
+    assert 'sample_steps is 0: expected at least 1' in one_line(capsys, *line, '--sample-steps', '0')
     assert 'at least 2 levels' in one_line(capsys, *line, '--arm', 'cd', '--levels', '1')
     assert 'set net.target_level' in one_line(capsys, *line, '--losses', 'distillation.CTM')
     assert 'must fall from sigma_max to sigma_min' in one_line(capsys, *line, '--sigma-max', '.001')
