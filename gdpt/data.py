@@ -13,6 +13,7 @@ __all__ = ['IN_MEMORY', 'MAX_MEMBER', 'BROKEN', 'CIFAR_BYTES', 'CIFAR_FILLING', 
 
 # %% ../nbs/01_data.ipynb #c002
 import gzip, hashlib, io, json, lzma, os, pickletools, re, tarfile, warnings, zipfile, zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -207,6 +208,7 @@ def edm_labels(
     wrong = [r for r in rows if not sound(r)] if isinstance(rows, list) else ['no list']
     if wrong: raise ValueError(f'{where}: labels contain {str(wrong[0])[:60]}, expected pairs [name, class number]')
     labels = dict(rows)
+    if len(labels) < len(rows): raise ValueError(f'{where} names {next(n for n,k in Counter(n for n,_ in rows).items() if k > 1)} more than once')
     for name in labels.keys() - set(names): raise ValueError(f'{where} names {name}, which is not there')
     for name in set(names) - labels.keys(): raise ValueError(f'{where} has no label for {name}')
     for name,label in labels.items():
