@@ -92,7 +92,7 @@ STUDY_ARMS = {
     'spectrum':            ('teacher','d2o','d2o_f','from_random'),
     'discriminators':      ('teacher','d2o','d2o_encoder','d2o_random_features','d2o_classifier','d2o_hinge','d2o_r1_low','d2o_r1_high','d2o_bf16','d2o_reuse','teacher_cond','d2o_cond','d2o_f_cond')}
 OWNER = {arm:study for study,arms in reversed(STUDY_ARMS.items()) for arm in arms} | {arm:'gan_vs_distillation' for arm in ('pd_8','pd_4','pd_2','pd','cd')} | {'d2o_pre4':'pretraining'}
-MORE_SEEDS = ('d2o_2step','d2o_4step','d2o_half','d2o_quarter')      # compared with each other across seeds
+MORE_SEEDS = ('d2o_2step','d2o_4step','d2o_6step','d2o_8step','d2o_10step','d2o_half','d2o_quarter')      # compared with each other across seeds
 ONE_SEED = ('random_frozen','d2o_f2','d2o_f3','norm_affine','encoder_only','decoder_only','lora','d2o_random_features','d2o_hinge','d2o_r1_low','d2o_r1_high',
             'teacher_cond','d2o_cond','d2o_f_cond')                   # does it fall out of the others' range?
 
@@ -111,7 +111,7 @@ def owner_of(arm:str)->str:
 
 def seeds_of(tier:Tier, arm:str)->tuple:
     "The seeds of an arm: three as a rule (`Tier.seeds`)"
-    if arm in MORE_SEEDS or arm in PRINTED['local_minima']: return tier.more_seeds
+    if arm in MORE_SEEDS: return tier.more_seeds
     decides = tier.spaces and arm in PRINTED['state_of_the_art']             # an interval over seeds needs several
     return tier.seeds[:1] if arm in ONE_SEED and not decides else tier.seeds
 
